@@ -1,0 +1,5 @@
+import sys
+
+from cocomix.cli import main
+
+sys.exit(main())

@@ -1,0 +1,86 @@
+"""The tree of verbs. Importing this imports typer and nothing heavy: ``cocomix --help`` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+import typer
+import typer.core
+
+from cocomix import __version__
+from cocomix.cli import common
+
+NAME = "cocomix"
+
+
+class Verb(typer.core.TyperCommand):
+    """A command whose help lists the settings that ``epilog`` names, read only when help is asked for."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.epilog and self.epilog.startswith("settings:"):
+            _, module, name = self.epilog.split(":")
+            from cocomix.config import describe
+
+            rows = describe(getattr(importlib.import_module(module), name))
+            width = max(len(key) for key, _, _ in rows)
+            lines = [f"  {key:<{width}}  {meaning}  [{default}]" for key, default, meaning in rows]
+            formatter.write("\nSettings (key=value, or in a recipe):\n" + "\n".join(lines) + "\n")
+        else:
+            super().format_epilog(ctx, formatter)
+
+
+def group(help_text: str) -> typer.Typer:
+    """A group of verbs with the house's behaviour."""
+    return typer.Typer(
+        no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=help_text
+    )
+
+
+app = group(
+    "Pretrain language models with continuous concepts (CoCoMix), compare them fairly, look inside, steer them.\n\n"
+    "The road: data prepare → train (a teacher) → sae train → concepts extract → train → compare → inspect → generate."
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def _register() -> None:
+    groups: dict[str, typer.Typer] = {}
+    for path, module, settings in VERBS:
+        *parents, name = path.split()
+        parent = app
+        if parents:
+            if parents[0] not in groups:
+                groups[parents[0]] = group(GROUPS[parents[0]])
+                app.add_typer(groups[parents[0]], name=parents[0])
+            parent = groups[parents[0]]
+        function: Any = getattr(importlib.import_module(f"cocomix.cli.{module}"), name.replace("-", "_"))
+        epilog = common.settings_help(*settings.split(":")) if settings else None
+        parent.command(name, cls=Verb, epilog=epilog)(function)
+
+
+GROUPS = {
+    "data": "Text into token shards, and their check.",
+    "sae": "Sparse autoencoders on a teacher's residual stream: train and check.",
+    "concepts": "Concept labels of a teacher and its SAE: extract, collect in an atlas, show.",
+}
+
+VERBS: list[tuple[str, str, str]] = [
+    # verb, file in cli/, settings class whose fields its --help lists
+]
+"""Every verb. The function in the file bears the verb's last word."""
+
+_register()

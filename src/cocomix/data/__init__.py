@@ -1,0 +1,1 @@
+"""Text → documents → tokens → shards → windows → batches."""

@@ -1,0 +1,74 @@
+"""Progress on stderr: bars on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def say(text: str) -> None:
+    """One line for the user on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Bar:
+    """What :func:`progress` yields: ``advance`` it by items done, with a note such as the loss."""
+
+    def __init__(self, description: str, total: int | None, done: int) -> None:
+        self._description, self._total, self._done = description, total, done
+        self._first, self._start = done, time.monotonic()
+        self._last_line = self._start
+        self._rich: Progress | None = None
+        if sys.stderr.isatty():
+            self._rich = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+            )
+            self._task = self._rich.add_task(description, total=total, completed=done, note="")
+            self._rich.start()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Counts ``count`` more items as done."""
+        self._done += count
+        if self._rich is not None:
+            self._rich.update(self._task, advance=count, note=note)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            self._line(now, note)
+
+    def _line(self, now: float, note: str) -> None:
+        text = f"{self._description}: {self._done:,}"
+        if self._total:
+            rate = (self._done - self._first) / max(now - self._start, 1e-9)
+            left = (self._total - self._done) / rate if rate > 0 else float("inf")
+            text += f" of {self._total:,} ({self._done / self._total:.0%}, about {left:.0f} s left)"
+        say(f"{text}  {note}".rstrip())
+
+    def close(self) -> None:
+        """Ends the bar; what was shown last stays."""
+        if self._rich is not None:
+            self._rich.stop()
+
+
+@contextmanager
+def progress(description: str, total: int | None = None, done: int = 0) -> Iterator[Bar]:
+    """A progress bar over ``total`` items of which ``done`` are done already (a resumed step)."""
+    bar = Bar(description, total, done)
+    try:
+        yield bar
+    finally:
+        bar.close()
