@@ -156,7 +156,7 @@ def describe(cls: type[Settings], prefix: str = "") -> list[tuple[str, str, str]
         if field.is_required():
             default = "required"
         else:
-            value = field.get_default(call_default_factory=True)  # type: ignore[call-arg]
+            value = field.get_default(call_default_factory=True)
             default = "none" if value is None else str(value)
         rows.append((prefix + name, default, field.description or ""))
     return rows

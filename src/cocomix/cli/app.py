@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-import click
 import typer
 import typer.core
 
@@ -18,7 +17,7 @@ NAME = "cocomix"
 class Verb(typer.core.TyperCommand):
     """A command whose help lists the settings that ``epilog`` names, read only when help is asked for."""
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
         if self.epilog and self.epilog.startswith("settings:"):
             _, module, name = self.epilog.split(":")
             from cocomix.config import describe
@@ -39,8 +38,10 @@ def group(help_text: str) -> typer.Typer:
 
 
 app = group(
-    "Pretrain language models with continuous concepts (CoCoMix), compare them fairly, look inside, steer them.\n\n"
-    "The road: data prepare → train (a teacher) → sae train → concepts extract → train → compare → inspect → generate."
+    "Pretrain language models with continuous concepts (CoCoMix), compare them fairly, look inside, "
+    "steer them.\n\n"
+    "The road: data prepare → train (a teacher) → sae train → concepts extract → train → compare → inspect → "
+    "generate."
 )
 
 
@@ -52,7 +53,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
     pass
 
@@ -80,6 +83,14 @@ GROUPS = {
 
 VERBS: list[tuple[str, str, str]] = [
     # verb, file in cli/, settings class whose fields its --help lists
+    ("data prepare", "data", "cocomix.data.settings:PrepareSettings"),
+    ("data verify", "data", ""),
+    ("train", "train", "cocomix.train.settings:TrainSettings"),
+    ("eval", "eval", "cocomix.evaluate.settings:EvalSettings"),
+    ("compare", "compare", "cocomix.compare.settings:CompareSettings"),
+    ("inspect", "inspect", "cocomix.steer.settings:InspectSettings"),
+    ("generate", "generate", "cocomix.steer.settings:GenerateSettings"),
+    ("export", "export", ""),
 ]
 """Every verb. The function in the file bears the verb's last word."""
 

@@ -23,5 +23,5 @@ def show(result: dict[str, Any], text: str, as_json: bool) -> None:
 
 
 def settings_help(module: str, name: str) -> str:
-    """A placeholder that :class:`cocomix.cli.app.Verb` replaces by the settings of ``module.name`` in --help."""
+    """What :class:`cocomix.cli.app.Verb` replaces in --help by the settings of ``module.name``."""
     return f"settings:{module}:{name}"

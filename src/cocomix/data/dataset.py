@@ -1,8 +1,9 @@
 """The dataset folder: a manifest ``dataset.json``, a tokenizer, shards of token ids; read without a copy.
 
 Tokens of all documents follow each other, each document ends with the end-of-text id. A *window* of length T
-is T inputs and their T targets: T + 1 ids, consecutive windows T apart, so that every token but a shard's first is
-predicted once. Windows do not cross shards. Their numbering depends on the shards and T alone; labels rely on it.
+is T inputs and their T targets: T + 1 ids, consecutive windows T apart, so that every token but a shard's
+first is predicted once. Windows do not cross shards. Their numbering depends on the shards and T alone;
+labels rely on it.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ class Shard:
 class Split:
     """The shards of one split (``train`` or ``val``), read through memory maps."""
 
-    def __init__(self, name: str, shards: list[Shard], dtype: np.dtype[Any], eos_id: int, text_bytes: int | None):
+    def __init__(
+        self, name: str, shards: list[Shard], dtype: np.dtype[Any], eos_id: int, text_bytes: int | None
+    ):
         self.name = name
         self.shards = tuple(shards)
         self.eos_id = eos_id
         self.text_bytes = text_bytes
-        """UTF-8 bytes of the documents' text; None where nobody counted them (bits per byte is then unknown)."""
+        """UTF-8 bytes of the documents' text; None where nobody counted them: no bits per byte then."""
         self._dtype = dtype
 
     @property
@@ -53,7 +56,9 @@ class Split:
 
     @functools.cached_property
     def _maps(self) -> list[np.ndarray]:
-        return [np.memmap(s.path, dtype=self._dtype, mode="r") if s.tokens else np.empty(0) for s in self.shards]
+        return [
+            np.memmap(s.path, dtype=self._dtype, mode="r") if s.tokens else np.empty(0) for s in self.shards
+        ]
 
     def windows_per_shard(self, length: int) -> list[int]:
         """Number of windows of ``length`` inputs in each shard."""
@@ -63,7 +68,7 @@ class Split:
         """Number of windows of ``length`` inputs in the split."""
         return sum(self.windows_per_shard(length))
 
-    def read(self, window_ids: Int[np.ndarray, " N"], length: int) -> Int[np.ndarray, "N length+1"]:
+    def read(self, window_ids: Int[np.ndarray, " N"], length: int) -> Int[np.ndarray, "N {length}+1"]:
         """The ids of the windows, int64 [N, length + 1]: inputs are ``[:, :-1]``, targets ``[:, 1:]``."""
         ends = np.cumsum(self.windows_per_shard(length))
         shard_of = np.searchsorted(ends, window_ids, side="right")
@@ -74,16 +79,20 @@ class Split:
         return out
 
     def documents(self) -> Iterator[Int[np.ndarray, " L"]]:
-        """The documents' ids one after another, int64, each with its end-of-text id where the shard holds it."""
+        """The documents' ids one after another, int64, each with its end-of-text id (if the shard has it)."""
         for ids in self._maps:
-            ends = np.flatnonzero(np.asarray(ids) == self.eos_id) + 1
-            for start, end in zip([0, *ends], [*ends, len(ids)], strict=True):
-                if end > start:
+            start = 0
+            # In pieces: a mask over a whole shard of nanoGPT's would be gigabytes.
+            for first in range(0, len(ids), 1 << 24):
+                for end in first + 1 + np.flatnonzero(ids[first : first + (1 << 24)] == self.eos_id):
                     yield np.asarray(ids[start:end], dtype=np.int64)
+                    start = int(end)
+            if start < len(ids):
+                yield np.asarray(ids[start:], dtype=np.int64)
 
 
 class Dataset:
-    """A dataset folder, opened and checked for missing and truncated files (hashes: ``cocomix data verify``)."""
+    """A dataset folder. Opening checks for missing and truncated files, ``cocomix data verify`` hashes."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder = folder
@@ -95,21 +104,31 @@ class Dataset:
         self.dtype = np.dtype(manifest["dtype"])
 
     @classmethod
-    def open(cls, folder: Path | str) -> Dataset:
-        """Opens ``folder``; raises :class:`UserError` that names a missing, foreign or truncated file."""
+    def read(cls, folder: Path | str) -> Dataset:
+        """Reads only the manifest of ``folder``; raises :class:`UserError` where it is missing or foreign."""
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
             raise UserError(
-                f"data={folder} is no dataset: it holds no {MANIFEST}; make one with 'cocomix data prepare SOURCE {folder}'"
+                f"data={folder} is no dataset: it holds no {MANIFEST}; make one with "
+                f"'cocomix data prepare SOURCE {folder}'"
             )
         manifest = read_json(folder / MANIFEST, "a dataset manifest")
         missing = {"format", "tokenizer", "vocab_size", "eos_id", "dtype", "window", "splits"} - set(manifest)
         if missing:
-            raise UserError(f"{folder / MANIFEST} lacks {', '.join(sorted(missing))}: prepare the dataset again")
+            raise UserError(
+                f"{folder / MANIFEST} lacks {', '.join(sorted(missing))}: prepare the dataset again"
+            )
         if manifest["format"] != FORMAT:
-            raise UserError(f"{folder / MANIFEST} has format {manifest['format']}, this version reads {FORMAT}")
-        dataset = cls(folder, manifest)
-        for split in manifest["splits"]:
+            raise UserError(
+                f"{folder / MANIFEST} has format {manifest['format']}, this version reads {FORMAT}"
+            )
+        return cls(folder, manifest)
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Dataset:
+        """Opens ``folder``; raises :class:`UserError` that names a missing, foreign or truncated file."""
+        dataset = cls.read(folder)
+        for split in dataset.manifest["splits"]:
             for shard in dataset.split(split).shards:
                 check_size(shard.path, shard.tokens * dataset.dtype.itemsize, "token shard")
         return dataset
@@ -125,7 +144,7 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """Hash over tokenizer, dtype and every shard's hash: two datasets with the same one hold the same tokens."""
+        """Hash over tokenizer, dtype and every shard's hash: the same one means the same tokens."""
         shards = {n: [s["sha256"] for s in e["shards"]] for n, e in self.manifest["splits"].items()}
         return sha256_json({"tokenizer": self.tokenizer_hash, "dtype": self.dtype.name, "shards": shards})
 
@@ -141,9 +160,10 @@ class Dataset:
         return AutoTokenizer.from_pretrained(str(self.tokenizer_folder))
 
     def verify(self) -> list[str]:
-        """Re-hashes every shard; one sentence for each that is not what the manifest says."""
+        """Re-hashes every shard; one sentence for each that is not what was written (more: verify.py)."""
         return [
-            f"{shard.path} is not what was written: its hash is {found[:12]}…, the manifest says {shard.sha256[:12]}…"
+            f"{shard.path} is not what was written: its hash is {found[:12]}…, "
+            f"the manifest says {shard.sha256[:12]}…"
             for name in self.manifest["splits"]
             for shard in self.split(name).shards
             if (found := sha256_file(shard.path)) != shard.sha256

@@ -1,0 +1,1 @@
+"""Runs side by side: at equal tokens, equal FLOPs, equal seconds, with seeds. Never imports torch."""

@@ -1,0 +1,129 @@
+"""Numbers and verdicts in words."""
+
+from __future__ import annotations
+
+from cocomix.compare.pairs import Interval, Losses, Pair
+
+LEVEL = 0.0005
+"""Losses nearer than this (nats a token) are called level."""
+
+
+def share(value: int | float) -> str:
+    """``0.1234`` as ``12.3 %``; from 100 % on without a decimal."""
+    percent = 100 * value
+    return f"{percent:.0f} %" if abs(percent) >= 99.95 else f"{percent:.1f} %"
+
+
+def count(value: int | float) -> str:
+    """A number of tokens or parameters with three digits: ``1.23M``."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size * 0.9995:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def flops(value: int | float) -> str:
+    """A number of floating-point operations with three digits: ``1.23 PFLOP``."""
+    for size, letter in (
+        (1e24, "Y"),
+        (1e21, "Z"),
+        (1e18, "E"),
+        (1e15, "P"),
+        (1e12, "T"),
+        (1e9, "G"),
+        (1e6, "M"),
+    ):
+        if abs(value) >= size * 0.9995:
+            return f"{value / size:.3g} {letter}FLOP"
+    return f"{value:.3g} FLOP"
+
+
+def duration(seconds: int | float) -> str:
+    """Seconds as people say them: ``42 s``, ``3 min 20 s``, ``2 h 5 min``, ``3 d 4 h``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    for size, name, below, below_name in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if seconds >= size:
+            whole, rest = divmod(round(seconds / below), size // below)
+            return f"{whole} {name} {rest} {below_name}" if rest else f"{whole} {name}"
+    return f"{seconds:.0f} s"
+
+
+def saving(value: float, of: str) -> str:
+    """``0.12`` as ``12.0 % fewer tokens``, ``-0.12`` as ``12.0 % more tokens``."""
+    if abs(value) < 0.0005:
+        return f"as many {of}"
+    return f"{share(abs(value))} {'fewer' if value > 0 else 'more'} {of}"
+
+
+def gap(losses: Losses) -> str:
+    """``0.043 nats a token worse``, or ``level`` (candidate seen from the baseline)."""
+    if abs(losses.difference) < LEVEL:
+        return "level"
+    return f"{abs(losses.difference):.3f} nats a token {'worse' if losses.difference > 0 else 'better'}"
+
+
+def interval(bounds: Interval) -> str:
+    """A 95 % interval of a share."""
+    return f"{share(bounds[0])} to {share(bounds[1])}"
+
+
+def verdict(pair: Pair) -> str:
+    """What a pair shows, in sentences that are as plain when the candidate loses as when it wins."""
+    return " ".join(
+        part for part in (_at_equal_tokens(pair), _to_the_same_loss(pair), _certainty(pair)) if part
+    )
+
+
+def _at_equal_tokens(pair: Pair) -> str:
+    at_equal = pair.equal("tokens")
+    losses = at_equal or pair.final
+    where = f"At equal tokens ({count(losses.at)})" if at_equal else "At the end of its own budget"
+    numbers = f"({losses.candidate:.3f} against {losses.baseline:.3f})"
+    if gap(losses) == "level":
+        return f"{where} {pair.candidate} ends level with {pair.baseline} {numbers}."
+    return f"{where} {pair.candidate} ends {gap(losses)} than {pair.baseline} {numbers}."
+
+
+def _to_the_same_loss(pair: Pair) -> str:
+    target = f"{pair.baseline}'s final loss"
+    tokens = pair.saved("tokens")
+    if tokens is not None:
+        return f"It reaches {target} with {_costs(pair, tokens, pair.saved('flops'), pair.saved('seconds'))}."
+    if pair.reached:
+        return f"It reaches {target} in {pair.reached} of {len(pair.by_seed)} seeds only."
+    sentence = f"It never reaches {target} within its budget"
+    back = pair.reverse_saved("tokens")
+    if back is None:
+        return sentence + "."
+    costs = _costs(pair, back, pair.reverse_saved("flops"), pair.reverse_saved("seconds"))
+    return f"{sentence}; {pair.baseline} reached {pair.candidate}'s final loss with {costs}."
+
+
+def _costs(pair: Pair, tokens: float, of_flops: float | None, of_seconds: float | None) -> str:
+    counted = " (the teacher's labels counted)" if pair.has_teacher else ""
+    words = [saving(tokens, "tokens")]
+    if of_flops is not None:
+        words.append(saving(of_flops, "FLOPs") + counted)
+    if of_seconds is not None:
+        words.append(saving(of_seconds, "seconds"))
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def _certainty(pair: Pair) -> str:
+    number = len(pair.by_seed)
+    if number == 1:
+        return "One seed: no interval."
+    bounds = pair.difference_interval(lambda seed: seed.equal["tokens"] or seed.final)
+    saved = pair.saved_interval("tokens")
+    words = [f"tokens saved {interval(saved)}"] if saved else []
+    if bounds:
+        words.append(f"loss difference {bounds[0]:+.3f} to {bounds[1]:+.3f} nats")
+    sentence = f"95 % interval over {number} seeds: {', '.join(words)}." if words else f"{number} seeds."
+    if bounds and bounds[0] <= 0 <= bounds[1]:
+        sentence += " It holds zero: these seeds do not tell the two apart."
+    return sentence

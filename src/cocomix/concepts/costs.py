@@ -1,0 +1,77 @@
+"""Floating-point operations of the teacher's side, counted from its modules.
+
+Counted are matrix products (a multiply and an add are two operations) of what causal attention needs: position s
+of T looks at s keys, (T + 1)/2 on average. Norms, softmax, activations, TopK and look-ups are left out.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from cocomix.concepts.sae import SparseAutoencoder
+from cocomix.concepts.settings import AttributionSettings
+from cocomix.concepts.teacher import Teacher
+
+
+class LabelFlops(NamedTuple):
+    """Operations a token, by part."""
+
+    forward: float
+    """All blocks and the head."""
+    backward: float
+    """Gradients of activations above the block and in the head; there are none of weights."""
+    encode: float
+    attribute: float
+
+    @property
+    def total(self) -> float:
+        """All parts."""
+        return sum(self)
+
+
+def label_flops(
+    teacher: Teacher, sae: SparseAutoencoder, settings: AttributionSettings, window: int
+) -> LabelFlops:
+    """What :func:`cocomix.concepts.attribution.label_windows` costs a token, for windows of ``window`` tokens.
+
+    A product with weights costs 2·in·out forward and the same backward (one operand needs a gradient); the two
+    products of attention cost twice their forward backward (both operands do).
+    """
+    products = [_products(block) for block in teacher.blocks]
+    attention, head = attention_flops(teacher, window), 2.0 * teacher.width * teacher.config.vocab_size
+    above = len(products) - teacher.block - 1
+    forward = sum(products) + len(products) * attention + head
+    backward = sum(products[teacher.block + 1 :]) + above * 2 * attention + head
+    row, dense = 2.0 * teacher.width, 2.0 * teacher.width * sae.latents
+    encode, attribute = dense, row * sae.k
+    if settings.latents == "preact":
+        attribute = dense
+    if settings.at == "reconstruction":
+        encode += dense + row * sae.k  # encoded once more, to be decoded into the stream
+    return LabelFlops(forward, backward, encode, attribute)
+
+
+def activation_flops(teacher: Teacher, window: int) -> float:
+    """What :meth:`Teacher.activations` costs a token: the blocks up to the named one."""
+    below = teacher.blocks[: teacher.block + 1]
+    return sum(_products(block) for block in below) + len(below) * attention_flops(teacher, window)
+
+
+def sae_step_flops(width: int, latents: int) -> float:
+    """A training step of a TopK autoencoder a token, with dense products: encoding and decoding forward, gradients
+    of both weights, and of the latents (none of the input); the loss on dead latents is left out."""
+    return 5 * 2.0 * width * latents
+
+
+def attention_flops(teacher: Teacher, window: int) -> float:
+    """The two products of one block's causal attention, forward, a token."""
+    config = teacher.config
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 4.0 * config.num_attention_heads * size * (window + 1) / 2
+
+
+def _products(block: nn.Module) -> float:
+    return sum(2.0 * m.weight.numel() for m in block.modules() if isinstance(m, nn.Linear | Conv1D))

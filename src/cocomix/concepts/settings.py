@@ -1,0 +1,160 @@
+"""What the verbs of the teacher's side can be told. Imports no torch: --help reads this."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cocomix.config import Settings
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+class AttributionSettings(Settings):
+    """How target concepts are selected (paper Eq. 1; the defaults are the reference's)."""
+
+    k: int = Field(4, ge=1, description="labels a token (the paper's K_attr)")
+    latents: Literal["active", "preact"] = Field(
+        "active",
+        description="score the latents that survive the SAE's activation (reference), or all C of them before "
+        "it (paper's equation; costs a product of d × C more)",
+    )
+    gradient_of: Literal["sequence"] = Field(
+        "sequence",
+        description="gradient of the mean loss of all tokens, so effects on later tokens count (reference)",
+    )
+    at: Literal["original", "reconstruction"] = Field(
+        "original",
+        description="take the gradient at the teacher's own activation (reference), or with the SAE's "
+        "reconstruction in its place (paper's equation)",
+    )
+    order: Literal["largest", "smallest", "absolute"] = Field(
+        "largest",
+        description="largest score: more of the concept raises the loss (paper, reference); smallest: its "
+        "presence lowers the loss; absolute: either",
+    )
+
+
+class TeacherSettings(Settings):
+    """Where a teacher runs."""
+
+    device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto: cuda where there is one")
+    dtype: Dtype = Field(
+        "auto", description="the teacher's precision; auto: bfloat16 on cuda, float32 elsewhere"
+    )
+
+
+class ExtractSettings(TeacherSettings):
+    """Concept labels of a whole dataset."""
+
+    data: str = Field(description="the dataset folder")
+    sae: str = Field(description="the sparse autoencoder's folder")
+    teacher: str | None = Field(
+        None, description="folder or hub id of a causal language model; none: the one that the SAE was trained on"
+    )
+    block: int | None = Field(
+        None,
+        ge=0,
+        description="the SAE reads the output of this block, counted from 0; none: what it was trained on",
+    )
+    name: str = Field(
+        "concepts",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="the labels lie in DATA/labels/NAME",
+    )
+    window: int | None = Field(None, ge=1, description="tokens of a window; none: the dataset's")
+    attribution: AttributionSettings = AttributionSettings()
+    batch_windows: int = Field(8, ge=1, description="windows that go through the teacher at once")
+    max_fvu: float = Field(
+        0.5, gt=0, description="refuse an SAE that leaves more than this share of the variance unexplained"
+    )
+    force: bool = Field(False, description="extract although the SAE does not fit the teacher")
+
+
+class SaeTrainSettings(TeacherSettings):
+    """A TopK sparse autoencoder on the residual stream behind one block of a teacher."""
+
+    teacher: str = Field(description="folder or hub id of a causal language model")
+    data: str = Field(description="the dataset folder; its train split is read")
+    block: int = Field(ge=0, description="train on the output of this block, counted from 0")
+    out: str = Field(description="the folder to write")
+    latents: int = Field(2048, ge=1, description="size C of the dictionary")
+    k: int = Field(16, ge=1, description="active latents a token")
+    tokens: int = Field(2_000_000, ge=1, description="activations to train on; passes over the data as needed")
+    batch_tokens: int = Field(1024, ge=1, description="activations of a training step")
+    lr: float = Field(2e-3, gt=0, description="Adam's learning rate")
+    warm_up: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    decay: float = Field(0.3, ge=0, lt=1, description="share of the steps, at the end, in which it falls to 0")
+    dead_steps: int | None = Field(
+        None,
+        ge=1,
+        description="a latent that was silent for so many steps is trained on the error; none: a tenth of the "
+        "steps, 1000 at most",
+    )
+    buffer_tokens: int = Field(
+        65536, ge=1, description="activations that are collected and shuffled before they become batches"
+    )
+    window: int | None = Field(None, ge=1, description="tokens of a window; none: the dataset's")
+    batch_windows: int = Field(8, ge=1, description="windows that go through the teacher at once")
+    seed: int = Field(0, ge=0, description="of the weights, the order of windows and of activations")
+    checkpoint_seconds: float = Field(120, gt=0, description="time between checkpoints")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SaeTrainSettings:
+        if self.k > self.latents:
+            raise ValueError(f"k={self.k} is more than latents={self.latents}: choose a smaller k")
+        if self.warm_up + self.decay > 1:
+            raise ValueError(f"warm_up={self.warm_up} and decay={self.decay} overlap: their sum must not pass 1")
+        if self.tokens < self.batch_tokens:
+            raise ValueError(f"tokens={self.tokens} is less than one step of batch_tokens={self.batch_tokens}")
+        return self
+
+
+class SaeCheckSettings(TeacherSettings):
+    """How good a sparse autoencoder is on held-out text."""
+
+    sae: str = Field(description="the sparse autoencoder's folder")
+    data: str = Field(description="the dataset folder; its val split is read")
+    teacher: str | None = Field(
+        None, description="folder or hub id of the teacher; none: the one that the SAE was trained on"
+    )
+    block: int | None = Field(None, ge=0, description="the teacher's block; none: what the SAE was trained on")
+    window: int | None = Field(None, ge=1, description="tokens of a window; none: the dataset's")
+    tokens: int = Field(100_000, ge=1, description="tokens to look at, at most")
+    batch_windows: int = Field(8, ge=1, description="windows that go through the teacher at once")
+
+
+class LabelsSettings(Settings):
+    """Which labels."""
+
+    labels: str | None = Field(None, description="the folder of the labels; or give data= and name=")
+    data: str | None = Field(None, description="the dataset folder")
+    name: str = Field("concepts", description="the labels' name in the dataset")
+
+    @model_validator(mode="after")
+    def _named(self) -> LabelsSettings:
+        if self.labels is None and self.data is None:
+            raise ValueError("say which labels: give their folder, or data=DATASET and name=NAME")
+        return self
+
+    @property
+    def folder(self) -> str:
+        """The folder of the labels."""
+        return self.labels or f"{self.data}/labels/{self.name}"
+
+
+class AtlasSettings(LabelsSettings):
+    """A description of every concept from its labels."""
+
+    teacher: str | None = Field(None, description="the teacher, where it has moved since the extraction")
+    sae: str | None = Field(None, description="the SAE's folder, where it has moved since the extraction")
+    tokens: int = Field(10_000_000, ge=1, description="labelled tokens to read, at most")
+    contexts: int = Field(8, ge=1, description="strongest contexts to keep of each concept")
+    promoted: int = Field(10, ge=1, description="promoted tokens to keep of each concept")
+
+
+class ShowSettings(LabelsSettings):
+    """One concept's card."""
+
+    id: int = Field(description="the concept's number")

@@ -1,0 +1,282 @@
+"""A frozen causal language model and the residual stream behind one of its blocks.
+
+Shapes: B windows, T tokens, D hidden size, V vocabulary. ``block`` = 5 means the output of the block with index 5,
+which transformers calls ``hidden_states[6]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cocomix.data.dataset import Dataset
+from cocomix.data.tokenizer import first_line, tokenizer_hash
+from cocomix.errors import UserError
+from cocomix.files import read_json, sha256_file, sha256_json
+
+Replace = Callable[[Float[Tensor, "B T D"]], Float[Tensor, "B T D"]]
+"""From a block's output to what the blocks above see in its place."""
+
+IGNORED = -100
+"""Target of a position that has none."""
+
+
+class Gradient(NamedTuple):
+    """What :meth:`Teacher.loss_and_gradient` returns."""
+
+    activation: Float[Tensor, "B T D"]
+    """The block's own output h."""
+    gradient: Float[Tensor, "B T D"]
+    """∂ loss / ∂ (what the blocks above saw: h, or its replacement)."""
+    loss: Float[Tensor, ""]
+    """Mean NLL of the targets, nats."""
+
+
+class _Enough(Exception):
+    """The wanted block has run; nothing above it is needed."""
+
+
+class Teacher:
+    """A causal language model in evaluation mode, its parameters frozen, named by one block."""
+
+    def __init__(self, model: nn.Module, block: int, name: str = "", fingerprint: str = "") -> None:
+        self.model: Any = model.eval().requires_grad_(False)
+        self.name = name
+        self.fingerprint = fingerprint
+        """Hash over the weights' files."""
+        self.config: Any = self.model.config.get_text_config()
+        self.block = block
+        self.blocks = find_blocks(self.model)
+        if not 0 <= block < len(self.blocks):
+            raise UserError(
+                f"block={block} is outside the teacher {name}: it has {len(self.blocks)} blocks, give "
+                f"0 … {len(self.blocks) - 1}"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def width(self) -> int:
+        """Hidden size D."""
+        return int(self.config.hidden_size)
+
+    def activations(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """The block's output; the blocks above it and the head are not run."""
+        found: list[Tensor] = []
+
+        def keep(states: Tensor) -> Tensor:
+            found.append(states)
+            raise _Enough
+
+        with torch.no_grad(), self._at_block(keep):
+            try:
+                self.model.base_model(input_ids=tokens.to(self.device), use_cache=False)
+            except _Enough:
+                pass
+        return found[0]
+
+    def loss_and_gradient(
+        self, inputs: Int[Tensor, "B T"], targets: Int[Tensor, "B T"], replace: Replace | None = None
+    ) -> Gradient:
+        """One forward pass and a backward pass that ends at the block.
+
+        The loss is the mean NLL over all targets of the batch (−100: none), so the gradient at a position holds
+        its effect on all later tokens of its window. Nothing below the block has a graph, no weight has a
+        gradient. ``replace`` puts its result in the block's place; the gradient is then taken there (paper
+        Eq. 1: at the SAE's reconstruction).
+        """
+        kept: list[Tensor] = []
+
+        def leaf(states: Tensor) -> Tensor:
+            seen = states if replace is None else replace(states).to(states.dtype)
+            kept.extend((states.detach(), seen.detach().requires_grad_()))
+            return kept[1]
+
+        with torch.enable_grad(), self._at_block(leaf):
+            loss = self._cross_entropy(inputs, targets)
+        (gradient,) = torch.autograd.grad(loss, kept[1])
+        return Gradient(kept[0], gradient, loss.detach())
+
+    def cross_entropy(
+        self, inputs: Int[Tensor, "B T"], targets: Int[Tensor, "B T"], replace: Replace | None = None
+    ) -> Float[Tensor, ""]:
+        """Mean NLL over the targets in nats, with ``replace(h)`` in the place of the block's output h."""
+
+        def put(states: Tensor) -> Tensor:
+            return states if replace is None else replace(states).to(states.dtype)
+
+        with torch.no_grad(), self._at_block(put):
+            return self._cross_entropy(inputs, targets)
+
+    def _cross_entropy(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        logits = self.model(input_ids=inputs.to(self.device), use_cache=False).logits
+        return F.cross_entropy(
+            logits.float().flatten(0, 1), targets.to(self.device).flatten(), ignore_index=IGNORED
+        )
+
+    @contextmanager
+    def _at_block(self, function: Replace) -> Iterator[None]:
+        """Inside, the block's output goes through ``function``."""
+
+        def hook(module: nn.Module, arguments: Any, output: Any) -> Any:
+            if isinstance(output, tuple):  # some families return (states, attention weights, …)
+                return (function(output[0]), *output[1:])
+            return function(output)
+
+        handle = self.blocks[self.block].register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def final_norm(self) -> nn.Module:
+        """The norm between the last block and the head: the base model's own, a direct child beside its blocks."""
+        for parent in self.model.modules():
+            children = list(parent.children())
+            if any(child is self.blocks for child in children):
+                norms = [
+                    child
+                    for child in children
+                    if getattr(getattr(child, "weight", None), "shape", None) == (self.width,)
+                ]
+                if norms:
+                    return norms[-1]
+        raise UserError(f"teacher {self.name} ({self.config.model_type}) has no final norm beside its blocks")
+
+    def check_fits(self, dataset: Dataset, window: int) -> None:
+        """Raises :class:`UserError` when windows of ``dataset`` are no text to this teacher."""
+        context = getattr(self.config, "max_position_embeddings", None)
+        if context is not None and window > context:
+            raise UserError(
+                f"window={window} is longer than the context of the teacher {self.name} ({context} tokens): give "
+                f"window={context} or less"
+            )
+        if self.config.vocab_size < dataset.vocab_size:
+            raise UserError(
+                f"teacher={self.name} knows {self.config.vocab_size} tokens, the dataset {dataset.folder} has "
+                f"{dataset.vocab_size}: use a teacher of the same tokenizer, or prepare the data with the teacher's"
+            )
+
+
+def find_blocks(model: Any) -> nn.ModuleList:
+    """The list of transformer blocks: the outermost ModuleList as long as the configuration says the model is deep."""
+    depth = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():  # parents come before their children
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise UserError(f"a teacher of type {model.config.model_type} is not supported: its blocks are in no list")
+
+
+def pick_device(device: str) -> torch.device:
+    """The torch device for a setting."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={device} is not usable here ({first_line(error)}): give device=cpu") from error
+    return found
+
+
+def pick_dtype(dtype: str, device: torch.device) -> str:
+    """``float32`` or ``bfloat16`` for a setting: many CPUs are very slow in bfloat16."""
+    return dtype if dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
+
+
+def teacher_folder(name: str) -> Path:
+    """The folder of a teacher: ``name`` itself, or a hub repository, downloaded where it is not yet."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise UserError(f"teacher={name}: there is no such folder; give a model's folder or hub id")
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.safetensors", "*.json", "*.model", "*.txt"]
+    try:
+        try:
+            return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"], local_files_only=True))
+        except (OSError, ValueError):
+            return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
+    except Exception as error:  # the hub's client raises its own errors, requests' and httpx's
+        raise UserError(
+            f"teacher={name}: it is no folder here and the hub gave none ({first_line(error)})"
+        ) from error
+
+
+def teacher_fingerprint(folder: Path) -> str:
+    """Hash over the weights' files."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(
+            f"teacher={folder} holds no *.safetensors: pickled weights are not loaded, save it again with "
+            "save_pretrained"
+        )
+    return sha256_json([sha256_file(file) for file in files])
+
+
+def load_teacher(
+    name: str, block: int, dataset: Dataset, window: int, device: torch.device, dtype: str
+) -> Teacher:
+    """The model ``name`` (folder or hub id) from its safetensors, checked against the dataset.
+
+    Raises :class:`UserError` when it is no causal language model, its tokenizer is not the dataset's, its context
+    is shorter than ``window``, or ``block`` is outside.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    folder = teacher_folder(name)
+    fingerprint = teacher_fingerprint(folder)
+    logging.disable_progress_bar()
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers raises what its many parts raise
+        raise UserError(
+            f"teacher={name} cannot be loaded as a causal language model of transformers ({first_line(error)}): "
+            "give a model's folder or hub id"
+        ) from error
+    if report["missing_keys"] or report["mismatched_keys"]:
+        missing = ", ".join(sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[:3])
+        raise UserError(f"teacher={name} lacks weights ({missing} …): it would be partly random, save it again")
+    teacher = Teacher(model.to(device), block, name, fingerprint)
+    teacher.check_fits(dataset, window)
+    _check_tokenizer(folder, name, dataset)
+    return teacher
+
+
+def _check_tokenizer(folder: Path, name: str, dataset: Dataset) -> None:
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+        return  # weights alone: only the size of the vocabulary can be compared
+    from transformers import AutoTokenizer
+
+    found = tokenizer_hash(AutoTokenizer.from_pretrained(str(folder)))
+    if found != dataset.tokenizer_hash:
+        raise UserError(
+            f"teacher={name} has another tokenizer than the dataset {dataset.folder}: prepare the data with "
+            f"tokenizer={name}, or use a teacher that was trained on this data"
+        )
+
+
+def training_record(folder: Path | str) -> dict[str, Any] | None:
+    """``training.json`` of a model's or autoencoder's folder: what its training cost; None where there is none."""
+    path = Path(folder) / "training.json"
+    return read_json(path, "a training record") if path.is_file() else None

@@ -1,0 +1,22 @@
+"""Next-token prediction: −log f(x_{t+1} | h_≤t, ĉ_≤t), the first term of paper Eq. 4."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cocomix.data.batches import Batch
+from cocomix.model.modeling import IGNORED, CoCoMixOutput
+
+
+class NextTokenLoss:
+    """Mean over the batch's targets that count."""
+
+    name = "ntp"
+    columns: tuple[str, ...] = ()
+
+    def count(self, batch: Batch) -> int:
+        return int((batch.targets != IGNORED).sum())
+
+    def total(self, output: CoCoMixOutput, batch: Batch) -> Tensor:
+        assert output.nll is not None
+        return output.nll

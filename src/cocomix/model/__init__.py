@@ -1,0 +1,1 @@
+"""The network: a transformers backbone cut in two, a mixer in the middle."""

@@ -1,0 +1,51 @@
+"""A trained model from a run folder, an export folder or a hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from cocomix.errors import UserError
+
+# Registers CoCoMixForCausalLM with the Auto classes.
+from cocomix.model.modeling import CoCoMixForCausalLM
+
+
+def model_folder(where: str) -> str:
+    """``where`` itself, or the export of the run folder that it names.
+
+    Raises :class:`UserError` for a run that has no export yet.
+    """
+    folder = Path(where)
+    if (folder / "recipe.yaml").is_file():
+        if not (folder / "export" / "config.json").is_file():
+            raise UserError(
+                f"model={where}: this run is not finished, it has no export: let it finish, or 'cocomix export {where}'"
+            )
+        return str(folder / "export")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(
+            f"model={where} is neither a run nor a model: it holds no recipe.yaml and no config.json"
+        )
+    return where
+
+
+def load_model(where: str, device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model (evaluation mode) and tokenizer from a run folder, an export folder or a hub id; safetensors only."""
+    name = model_folder(where)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model={where} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    return model.to(device).eval(), tokenizer
+
+
+def load_concept_model(where: str, device: str = "cpu") -> tuple[CoCoMixForCausalLM, PreTrainedTokenizerBase]:
+    """As :func:`load_model`; raises :class:`UserError` when the model has no concepts to look at or to steer."""
+    model, tokenizer = load_model(where, device)
+    if not isinstance(model, CoCoMixForCausalLM) or model.config.mixer != "concept":
+        raise UserError(f"model={where} predicts no concepts: give a run with model.mixer=concept")
+    return model, tokenizer

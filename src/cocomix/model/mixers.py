@@ -1,0 +1,81 @@
+"""What makes the vector behind each token. Shapes: B batch, T tokens, D hidden, C concepts, K kept, L labels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NO_LABEL = -1
+"""Concept id of a label without a meaning: it does not count in the loss."""
+
+
+class Mixed(NamedTuple):
+    """What a mixer returns."""
+
+    vector: Float[Tensor, "B T D"]
+    """ĉ, one a token."""
+    logits: Float[Tensor, "B T C"] | None = None
+    """z, the concept logits after edits; None for mixers without concepts."""
+    nll: Float[Tensor, ""] | None = None
+    """Sum of −log softmax(z)[label] over all labels with a meaning; None where no labels were given."""
+
+
+class ConceptMixer(nn.Module):
+    """Predicts concepts from a state, keeps the K largest logits, compresses them to one vector (paper Eq. 2, 3).
+
+    As the reference implementation does it: the state is layer-normed without weights, x = (h − μ)/(σ + 1e-5) with
+    the unbiased σ; z = M(x − pre_bias); signed raw logits are kept; ĉ = (W·TopK(z) + b + pre_bias)·σ + μ.
+    """
+
+    def __init__(self, hidden_size: int, num_concepts: int, k: int) -> None:
+        super().__init__()
+        self.k = k
+        self.pre_bias = nn.Parameter(torch.zeros(hidden_size))
+        self.predict = nn.Linear(hidden_size, num_concepts)
+        self.compress = nn.Embedding(num_concepts, hidden_size)
+        """Row i is what concept i adds: stored [C, D] so that K rows are gathered, not C multiplied."""
+        self.compress_bias = nn.Parameter(torch.zeros(hidden_size))
+        self.edit_point = nn.Identity()
+        """Steering puts its edits here from outside, as a forward hook: before TopK, on z [B, T, C]."""
+
+    def forward(
+        self, hidden: Float[Tensor, "B T D"], concept_ids: Int[Tensor, "B T L"] | None = None
+    ) -> Mixed:
+        """``concept_ids``: the labels of each token, :data:`NO_LABEL` where one has no meaning."""
+        mean, std = hidden.mean(-1, keepdim=True), hidden.std(-1, keepdim=True)
+        normed = (hidden - mean) / (std + 1e-5)
+        logits = self.edit_point(self.predict(normed - self.pre_bias))
+        kept = logits.topk(self.k, dim=-1, sorted=False)
+        mixed = F.embedding_bag(
+            kept.indices.flatten(0, 1),
+            self.compress.weight,
+            per_sample_weights=kept.values.flatten(0, 1),
+            mode="sum",
+        ).view_as(hidden)
+        vector = (mixed + self.compress_bias + self.pre_bias) * std + mean
+        return Mixed(vector, logits, None if concept_ids is None else concept_nll(logits, concept_ids))
+
+
+def concept_nll(logits: Float[Tensor, "B T C"], concept_ids: Int[Tensor, "B T L"]) -> Float[Tensor, ""]:
+    """Sum over labels with a meaning of the cross-entropy of z against the label (paper Eq. 2, before the mean)."""
+    has_label = concept_ids != NO_LABEL
+    chosen = logits.gather(-1, concept_ids.clamp(min=0))
+    nll = logits.logsumexp(-1, keepdim=True) - chosen
+    return (nll * has_label).sum()
+
+
+class PauseMixer(nn.Module):
+    """One learnable vector behind every token (pause tokens, arXiv 2310.02226, at CoCoMix's place)."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(torch.zeros(hidden_size))
+
+    def forward(
+        self, hidden: Float[Tensor, "B T D"], concept_ids: Int[Tensor, "B T L"] | None = None
+    ) -> Mixed:
+        return Mixed(self.vector.to(hidden.dtype).expand_as(hidden))

@@ -1,0 +1,281 @@
+"""CoCoMix over a transformers backbone: lower blocks, a mixer, upper blocks, next-token logits.
+
+Shapes: B batch, T tokens, S positions of a stream (T or 2T), D hidden, V vocabulary, C concepts, L labels a token.
+Parallelism, compilation and steering are put on from outside; this file reads from top to bottom.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.utils import ModelOutput
+
+from cocomix.model.adapters import CACHE_ARGUMENT, KeysValues, adapter_for, check_positions, interleave
+from cocomix.model.config import CoCoMixConfig
+from cocomix.model.masks import causal_mask, memory_mask, positions_of
+from cocomix.model.mixers import ConceptMixer, Mixed, PauseMixer
+
+IGNORED = -100
+"""Target of a position that does not count in the loss (PyTorch's convention)."""
+
+
+@dataclass
+class CoCoMixOutput(ModelOutput):
+    """What :meth:`CoCoMixForCausalLM.forward` returns; what was not asked for is None."""
+
+    loss: Tensor | None = None
+    """Mean NLL in nats a target, when ``labels`` were given (transformers' convention)."""
+    logits: Tensor | None = None
+    """Next-token logits [B, T, V] (or the last ``logits_to_keep`` positions)."""
+    nll: Tensor | None = None
+    """Sum of NLLs in nats over ``targets`` that are not ignored."""
+    concept_nll: Tensor | None = None
+    """Sum of concept NLLs in nats over ``concept_ids`` with a meaning."""
+    concept_logits: Tensor | None = None
+    """z [B, T, C], after edits."""
+    cache: Any = None
+    """Keys and values of all tokens so far: one entry a token below the insertion, two above (insert, memory)."""
+    if (
+        CACHE_ARGUMENT == "past_key_values"
+    ):  # the name before transformers 5.20; generate() reads the one it knows
+        past_key_values: Any = None
+
+
+class CoCoMixPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation."""
+
+    config_class = CoCoMixConfig
+    config: CoCoMixConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The mixer's layers as the reference starts them: normal with the backbone's deviation, biases zero."""
+        std = getattr(self.config.text_config, "initializer_range", 0.02)
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, ConceptMixer):
+            nn.init.zeros_(module.pre_bias)
+            nn.init.zeros_(module.compress_bias)
+        if isinstance(module, PauseMixer):
+            nn.init.normal_(module.vector, std=std)
+
+
+class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
+    """A causal language model whose stream carries, behind each token, a vector made of predicted concepts."""
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__(config)
+        config.check()
+        text = config.text_config
+        self.adapter = adapter_for(text.model_type)
+        if config.slot_base == "position" and self.adapter.position_embedding is None:
+            raise ValueError(
+                f"slot_base=position needs learned absolute positions; {text.model_type} rotates, there a slot has its "
+                "token's position with slot_positions=shared"
+            )
+        self.backbone = AutoModel.from_config(text)
+        self.mixer: ConceptMixer | PauseMixer | None = None
+        if config.mixer == "concept":
+            self.mixer = ConceptMixer(text.hidden_size, config.num_concepts, config.concept_k)
+        elif config.mixer == "pause":
+            self.mixer = PauseMixer(text.hidden_size)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self._tied_weights_keys = {"lm_head.weight": f"backbone.{self.adapter.embedding}.weight"}
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The backbone's blocks, bottom first."""
+        return getattr(self.backbone, self.adapter.blocks)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "_ T"] | None = None,
+        cache: Any = None,
+        labels: Int[Tensor, "B T"] | None = None,
+        targets: Int[Tensor, "B T"] | None = None,
+        concept_ids: Int[Tensor, "B T L"] | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        past_key_values: Any = None,
+        **unused: Any,
+    ) -> CoCoMixOutput:
+        """Next-token logits, or the losses' sums.
+
+        ``targets`` (already shifted, −100 ignored) and ``concept_ids`` (−1: no label) ask for ``nll`` and
+        ``concept_nll``; no logits are returned then. ``labels`` is transformers' convention: equal to ``input_ids``,
+        shifted inside, ``loss`` is the mean. ``attention_mask`` [B, past + T] marks real tokens.
+        """
+        if input_ids is None:
+            raise ValueError("input_ids are wanted (input embeddings are not supported)")
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config.text_config)
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        padding = None if attention_mask is None else attention_mask.bool()
+        if padding is not None and padding.all():
+            padding = None
+        if position_ids is None:
+            position_ids = positions_of(
+                padding, input_ids.shape[0], past, input_ids.shape[1], input_ids.device
+            )
+        position_ids = position_ids.expand_as(input_ids)
+        hidden, mixed = self._encode(input_ids, position_ids, padding, cache, past, concept_ids)
+        output = CoCoMixOutput(
+            concept_nll=None if mixed is None else mixed.nll,
+            concept_logits=None if mixed is None else mixed.logits,
+        )
+        if use_cache:
+            output[CACHE_ARGUMENT] = cache
+        if targets is not None:
+            output["nll"] = self._nll(hidden, targets)
+            return output
+        output["logits"] = self.lm_head(hidden[:, -logits_to_keep:])
+        if labels is not None:
+            shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+            output["loss"] = self._nll(hidden, shifted) / (shifted != IGNORED).sum().clamp(min=1)
+        return output
+
+    def _nll(self, hidden: Float[Tensor, "B T D"], targets: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
+        logits = self.lm_head(hidden).float().flatten(0, 1)
+        return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+    def _encode(
+        self,
+        input_ids: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"],
+        padding: Bool[Tensor, "B N"] | None,
+        cache: Any,
+        past: int,
+        concept_ids: Int[Tensor, "B T L"] | None,
+    ) -> tuple[Float[Tensor, "B T D"], Mixed | None]:
+        """The states from which next-token logits are read, one a token, and what the mixer made."""
+        config, text = self.config, self.config.text_config
+        check_positions(text, self.adapter, past + input_ids.shape[1] - 1)
+        hidden = self.adapter.embed(self.backbone, input_ids, positions)
+        mask = causal_mask(text, hidden, padding, past)
+        arguments = self.adapter.block_arguments(self.backbone, hidden, positions)
+        cut = config.insert_at if self.mixer is not None else len(self.blocks)
+        hidden = self._run(self.blocks[:cut], hidden, mask, cache, arguments)
+        mixed = None
+        if self.mixer is not None:
+            mixed = self.mixer(hidden, concept_ids)
+            upper = self.blocks[cut:]
+            match config.mixing:
+                case "insert":
+                    hidden = self._insert(upper, hidden, mixed.vector, positions, padding, cache, past)
+                case "memory":
+                    hidden = self._memory(upper, hidden, mixed.vector, padding, cache, past, arguments)
+                case "add":
+                    hidden = self._run(upper, hidden + mixed.vector, mask, cache, arguments)
+                case "none":
+                    hidden = self._run(upper, hidden, mask, cache, arguments)
+        return getattr(self.backbone, self.adapter.norm)(hidden), mixed
+
+    def _run(
+        self, blocks: Any, states: Float[Tensor, "B S D"], mask: Any, cache: Any, arguments: dict[str, Any]
+    ) -> Float[Tensor, "B S D"]:
+        for block in blocks:
+            states = self.adapter.run_block(block, states, mask, cache, arguments)
+        return states
+
+    def _insert(
+        self,
+        blocks: Any,
+        hidden: Float[Tensor, "B T D"],
+        vector: Float[Tensor, "B T D"],
+        positions: Int[Tensor, "B T"],
+        padding: Bool[Tensor, "B N"] | None,
+        cache: Any,
+        past: int,
+    ) -> Float[Tensor, "B T D"]:
+        """(h₁, ĉ₁, …, h_T, ĉ_T) through the upper blocks; the states at the slots come back (paper, section 3)."""
+        slots = vector
+        if self.config.slot_base == "copy":
+            slots = slots + hidden
+        elif self.config.slot_base == "position":
+            assert self.adapter.position_embedding is not None
+            slots = slots + self.adapter.position_embedding(self.backbone, positions)
+        stream = interleave(hidden, slots, dim=1)
+        if self.config.slot_positions == "shared":
+            doubled = positions.repeat_interleave(2, dim=1)
+        else:
+            doubled = interleave(2 * positions, 2 * positions + 1, dim=1)
+        padding = None if padding is None else padding.repeat_interleave(2, dim=1)
+        mask = causal_mask(self.config.text_config, stream, padding, 2 * past)
+        arguments = self.adapter.block_arguments(self.backbone, stream, doubled)
+        return self._run(blocks, stream, mask, cache, arguments)[:, 1::2]
+
+    def _memory(
+        self,
+        blocks: Any,
+        hidden: Float[Tensor, "B T D"],
+        vector: Float[Tensor, "B T D"],
+        padding: Bool[Tensor, "B N"] | None,
+        cache: Any,
+        past: int,
+        arguments: dict[str, Any],
+    ) -> Float[Tensor, "B T D"]:
+        """One stream from h + ĉ; the token states h stay as additional keys and values of every upper block."""
+        padding = None if padding is None else padding.repeat_interleave(2, dim=1)
+        mask = memory_mask(self.config.text_config, hidden, padding, past)
+        stream = hidden + vector
+        for block in blocks:
+            memory = MemoryKeys(self.adapter.keys_values(block, hidden, arguments), cache)
+            stream = self.adapter.run_block(block, stream, mask, memory, arguments)
+        return stream
+
+
+class MemoryKeys:
+    """Stands where a block expects a cache: lays the memory's keys and values before the block's own, token by
+    token, and hands both to the real cache if there is one (which then holds two entries a token, as with slots).
+    """
+
+    def __init__(self, memory: KeysValues, cache: Any) -> None:
+        self._memory = memory
+        self._cache = cache
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> KeysValues:
+        keys = interleave(self._memory[0], keys, dim=2)
+        values = interleave(self._memory[1], values, dim=2)
+        if self._cache is None:
+            return keys, values
+        return self._cache.update(keys, values, layer_idx, *args, **kwargs)
+
+
+AutoConfig.register("cocomix", CoCoMixConfig)
+AutoModelForCausalLM.register(CoCoMixConfig, CoCoMixForCausalLM)

@@ -1,0 +1,1 @@
+"""What a model thinks, and how to change it: edits before TopK, inspection, steered generation."""

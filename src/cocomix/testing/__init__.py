@@ -1,0 +1,1 @@
+"""What tests need: tiny texts, models, autoencoders, processes."""

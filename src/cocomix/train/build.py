@@ -1,0 +1,102 @@
+"""Settings → model, optimizer, learning rate."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from cocomix.data.dataset import Dataset
+from cocomix.errors import UserError
+from cocomix.model.adapters import adapter_for
+from cocomix.model.config import CoCoMixConfig
+from cocomix.model.modeling import CoCoMixForCausalLM
+from cocomix.train.settings import ModelSettings, OptimizerSettings, ScheduleSettings
+
+
+def model_config(
+    settings: ModelSettings, dataset: Dataset, window: int, num_concepts: int | None
+) -> CoCoMixConfig:
+    """The network's configuration; vocabulary, end-of-text id and context are the dataset's where not given.
+
+    Raises :class:`UserError` for a configuration that does not fit together.
+    """
+    backbone: dict[str, Any] = {
+        "model_type": "gpt2",
+        "vocab_size": dataset.vocab_size,
+        "bos_token_id": dataset.eos_id,
+        "eos_token_id": dataset.eos_id,
+        "pad_token_id": None,
+        **settings.backbone,
+    }
+    positions = "n_positions" if backbone["model_type"] == "gpt2" else "max_position_embeddings"
+    backbone.setdefault(positions, window)
+    if backbone["model_type"] == "gpt2":
+        # Pretraining is without dropout, as in the paper's runs; transformers' own default is 0.1.
+        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+            backbone.setdefault(name, 0.0)
+    if backbone["vocab_size"] < dataset.vocab_size:
+        raise UserError(
+            f"model.backbone.vocab_size={backbone['vocab_size']} is smaller than the dataset's {dataset.vocab_size}"
+        )
+    try:
+        adapter_for(backbone["model_type"])
+        config = CoCoMixConfig(
+            text_config=backbone,
+            mixer=settings.mixer,
+            mixing=settings.mixing,
+            insert_at=settings.insert_at,
+            slot_base=settings.slot_base,
+            slot_positions=settings.slot_positions,
+            num_concepts=num_concepts or 1,
+            concept_k=settings.concept_k,
+        )
+        config.check()
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"model: {' '.join(str(error).split())}") from error
+    known = type(config.text_config)(**{}).to_dict()
+    unknown = [
+        name
+        for name in settings.backbone
+        if name not in known and name not in config.text_config.attribute_map
+    ]
+    if unknown:
+        raise UserError(
+            f"model.backbone.{unknown[0]} is no setting of {backbone['model_type']} in transformers"
+        )
+    return config
+
+
+def build_model(config: CoCoMixConfig, seed: int) -> CoCoMixForCausalLM:
+    """The network with random weights that depend on ``seed`` alone."""
+    torch.manual_seed(seed)
+    try:
+        return CoCoMixForCausalLM(config)
+    except ValueError as error:
+        raise UserError(f"model: {' '.join(str(error).split())}") from error
+
+
+def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
+    """Fused AdamW; with ``decay: matrices`` biases, norms and single vectors do not decay."""
+    decays = {True: [], False: []}  # type: dict[bool, list[nn.Parameter]]
+    for parameter in model.parameters():
+        decays[settings.decay == "all" or parameter.dim() >= 2].append(parameter)
+    groups = [
+        {"params": parameters, "weight_decay": settings.weight_decay if decay else 0.0}
+        for decay, parameters in decays.items()
+        if parameters
+    ]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+
+
+def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleSettings) -> float:
+    """Learning rate of step ``step`` (0-based) of ``steps``: linear warm-up, then cosine or constant."""
+    warmup = max(1, round(schedule.warmup * steps)) if schedule.warmup else 0
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if schedule.kind == "constant":
+        return peak
+    progress = (step - warmup) / max(1, steps - warmup)
+    return peak * (schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * progress)))

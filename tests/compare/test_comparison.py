@@ -1,0 +1,296 @@
+"""Comparisons of made-up curves whose answers are known."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cocomix.compare.comparison import compare
+from cocomix.compare.curves import Curve
+from cocomix.compare.pairs import bootstrap
+from cocomix.compare.runs import load_run
+from cocomix.compare.summary import summary
+from cocomix.errors import UserError
+from cocomix.testing.run_folders import MadeUpRun
+
+GRID = tuple(range(100_000, 1_000_001, 100_000))
+
+
+def power_law(shift=0.0, scale=1.0, tokens=GRID):
+    """Losses that fall by 0.5 nats an e-fold of tokens; ``scale`` 0.8 needs 80 % of the tokens."""
+    return tuple(10 - 0.5 * math.log(t / scale) + shift for t in tokens)
+
+
+def runs(tmp_path, *made_up):
+    return [load_run(m.write(tmp_path / f"run{i}")) for i, m in enumerate(made_up)]
+
+
+def only_pair(tmp_path, *made_up, **options):
+    """The summary's only pair."""
+    (pair,) = summary(compare(runs(tmp_path, *made_up), **options))["pairs"]
+    return pair
+
+
+def ntp(**values):
+    return MadeUpRun(**{"method": "ntp", "tokens": GRID, "losses": power_law(), **values})
+
+
+def cocomix(**values):
+    return MadeUpRun(**{"method": "cocomix", "tokens": GRID, "losses": power_law(), **values})
+
+
+def test_candidate_that_needs_four_fifths_of_the_tokens_saves_a_fifth(tmp_path):
+    # 1.25 times the FLOPs and twice the seconds a token: 0.8 · 1.25 = 1 and 0.8 · 2 = 1.6
+    better = cocomix(losses=power_law(scale=0.8), flops_per_token=7.5e6, seconds_per_token=2e-4)
+    pair = only_pair(tmp_path, ntp(), better)
+    assert pair["tokens_saved"] == pytest.approx(0.2)
+    assert pair["flops_saved"] == pytest.approx(0.0, abs=1e-9)
+    assert pair["seconds_saved"] == pytest.approx(-0.6)
+    assert pair["interval"] is None
+    assert pair["reverse"] is None
+    assert pair["loss"]["final"]["difference"] == pytest.approx(0.5 * math.log(0.8))
+    assert pair["loss"]["equal_tokens"]["difference"] == pytest.approx(0.5 * math.log(0.8))
+    # the candidate affords 800k tokens for the baseline's FLOPs, 500k for its seconds
+    assert pair["loss"]["equal_flops"]["difference"] == pytest.approx(0.0, abs=1e-9)
+    assert pair["loss"]["equal_seconds"]["difference"] == pytest.approx(0.5 * math.log(1.6))
+    assert "20.0 % fewer tokens" in pair["verdict"]
+    assert "60.0 % more seconds" in pair["verdict"]
+
+
+def test_teachers_labels_and_upstream_are_counted_and_told_apart(tmp_path):
+    better = cocomix(
+        losses=power_law(scale=0.5),
+        label_flops_per_token=3e6,
+        label_seconds_per_token=5e-5,
+        upstream={"teacher": {"flops": 2e12, "seconds": 20.0}, "sae": {"flops": 1e12, "seconds": 10.0}},
+    )
+    pair = only_pair(tmp_path, ntp(), better)
+    by = pair["flops_saved_by"]
+    assert by["student"] == pytest.approx(0.5)
+    assert by["with_labels"] == pair["flops_saved"] == pytest.approx(1 - (3e12 + 1.5e12) / 6e12)
+    assert by["with_upstream"] == pytest.approx(1 - (3e12 + 1.5e12 + 3e12) / 6e12)
+    assert pair["seconds_saved_by"] == {
+        "student": pytest.approx(0.5),
+        "with_labels": pytest.approx(1 - 75 / 100),
+        "with_upstream": pytest.approx(1 - 105 / 100),
+    }
+    assert "the teacher's labels counted" in pair["verdict"]
+
+
+def test_runs_with_the_same_labels_share_the_upstream(tmp_path):
+    teacher = {"teacher": {"flops": 2e12, "seconds": 20.0}, "sae": {"flops": 1e12, "seconds": 10.0}}
+    labels = {"label_flops_per_token": 3e6, "upstream": teacher, "losses": power_law(scale=0.5)}
+    made = [ntp(), cocomix(**labels), cocomix(method="cocomix_add", **labels)]
+    found = summary(compare(runs(tmp_path, *made)))
+    assert [pair["upstream_shared_by"] for pair in found["pairs"]] == [2, 2]
+    assert found["pairs"][0]["flops_saved_by"]["with_upstream"] == pytest.approx(1 - (3 + 1.5 + 1.5) / 6)
+
+
+def test_unknown_upstream_stays_unknown(tmp_path):
+    pretrained = {"teacher": None, "sae": {"flops": 1e12, "seconds": 10.0}}
+    pair = only_pair(tmp_path, ntp(), cocomix(label_flops_per_token=3e6, upstream=pretrained))
+    assert pair["flops_saved_by"]["with_upstream"] is None
+    assert pair["flops_saved_by"]["with_labels"] == pytest.approx(-0.5)
+
+
+def test_never_reached_is_null_and_says_what_the_baseline_needed(tmp_path):
+    worse = cocomix(losses=power_law(scale=2.0), flops_per_token=9e6)
+    pair = only_pair(tmp_path, ntp(), worse)
+    assert pair["tokens_saved"] is pair["flops_saved"] is pair["seconds_saved"] is None
+    assert pair["reverse"] == pytest.approx(0.5)
+    assert pair["reverse_saved"]["flops"] == pytest.approx(1 - 0.5 * 6 / 9)
+    assert "cocomix ends 0.347 nats a token worse than ntp" in pair["verdict"]
+    assert "never reaches ntp's final loss within its budget" in pair["verdict"]
+    assert "ntp reached cocomix's final loss with 50.0 % fewer tokens" in pair["verdict"]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_equal_runs_save_nothing(tmp_path, noise):
+    losses = tuple(np.array(power_law()) + noise * np.random.default_rng(1).standard_normal(len(GRID)))
+    pair = only_pair(tmp_path, ntp(losses=losses), cocomix(losses=losses))
+    assert pair["tokens_saved"] == pair["flops_saved"] == pair["seconds_saved"] == 0.0
+    assert pair["loss"]["final"]["difference"] == 0.0
+    assert "ends level with ntp" in pair["verdict"]
+    assert "as many tokens" in pair["verdict"]
+
+
+def test_noisy_curve_counts_at_its_first_crossing(tmp_path):
+    tokens = (100_000, 200_000, 400_000, 800_000)
+    baseline = MadeUpRun(tokens=tokens, losses=(6.0, 5.0, 4.5, 4.0))
+    # comes down to 3.8 at 400k, then ends at 3.9: first at 4.0 after 6/7 of the way to 3.8
+    noisy = MadeUpRun(method="cocomix", tokens=tokens, losses=(6.0, 5.2, 3.8, 3.9))
+    pair = only_pair(tmp_path, baseline, noisy)
+    assert pair["tokens_saved"] == pytest.approx(1 - 200_000 * 2 ** (6 / 7) / 800_000)
+    assert any("0.100 nats better at 400k tokens than at its end" in note for note in pair["notes"])
+
+
+def test_candidate_with_a_longer_budget_can_lose_tokens(tmp_path):
+    tokens = (*GRID, 2_000_000)
+    pair = only_pair(tmp_path, ntp(), cocomix(tokens=tokens, losses=power_law(scale=1.5, tokens=tokens)))
+    assert pair["tokens_saved"] == pytest.approx(-0.5)
+    assert pair["loss"]["equal_tokens"]["at"] == 1_000_000
+    assert "50.0 % more tokens" in pair["verdict"]
+
+
+@pytest.mark.parametrize(("loss", "saved"), [(4.2, 0.0), (4.3, 0.0), (4.4, None)])
+def test_one_evaluation_each_is_enough(tmp_path, loss, saved):
+    once = {"tokens": (1_000_000,)}
+    pair = only_pair(tmp_path, ntp(losses=(4.3,), **once), cocomix(losses=(loss,), **once))
+    assert pair["tokens_saved"] == saved
+    assert pair["loss"]["equal_tokens"]["difference"] == pytest.approx(loss - 4.3)
+
+
+def test_evaluation_before_the_first_step_does_no_harm(tmp_path):
+    tokens = (0, *GRID)
+    start = {"tokens": tokens}
+    pair = only_pair(
+        tmp_path,
+        ntp(losses=(9.0, *power_law()), **start),
+        cocomix(losses=(9.0, *power_law(scale=0.8)), **start),
+    )
+    assert pair["tokens_saved"] == pytest.approx(0.2)
+
+
+def test_seeds_are_paired_and_give_an_interval(tmp_path):
+    scales = {0: 0.7, 1: 0.8, 2: 0.9}
+    made = [ntp(seed=s, losses=power_law(shift=0.1 * s)) for s in scales]
+    made += [cocomix(seed=s, losses=power_law(shift=0.1 * s, scale=k)) for s, k in reversed(scales.items())]
+    pair = only_pair(tmp_path, *made)
+    assert pair["seeds"] == [0, 1, 2]
+    # unpaired, the shifts between seeds would drown it
+    assert pair["tokens_saved"] == pytest.approx(0.2)
+    low, high = pair["interval"]
+    assert (low, high) == (pytest.approx(0.1), pytest.approx(0.3))
+    assert pair["by_seed"][0]["tokens_saved"] == pytest.approx(0.3)
+    assert "95 % interval over 3 seeds" in pair["verdict"]
+
+
+def test_reached_in_some_seeds_only_is_null(tmp_path):
+    made = [ntp(seed=0), ntp(seed=1), cocomix(seed=0, losses=power_law(scale=0.9))]
+    pair = only_pair(tmp_path, *made, cocomix(seed=1, losses=power_law(scale=1.1)))
+    assert pair["tokens_saved"] is None
+    assert pair["interval"] is None
+    assert pair["reached"] == 1
+    assert "in 1 of 2 seeds only" in pair["verdict"]
+    assert "do not tell the two apart" in pair["verdict"]
+
+
+def test_bootstrap_covers_the_mean_and_needs_two_values():
+    values = list(np.random.default_rng(5).normal(0.3, 0.1, size=40))
+    low, high = bootstrap(values)
+    # close to mean ± 1.96 standard errors, the normal approximation
+    error = 1.96 * np.std(values) / math.sqrt(40)
+    assert low == pytest.approx(np.mean(values) - error, abs=0.01)
+    assert high == pytest.approx(np.mean(values) + error, abs=0.01)
+    assert bootstrap(values) == bootstrap(values)
+    assert bootstrap([0.3]) is None
+    assert bootstrap([0.3, None]) is None
+
+
+def test_baseline_is_ntp_else_the_first_else_the_one_named(tmp_path):
+    kd, other, base = runs(tmp_path, cocomix(method="kd"), cocomix(), ntp())
+    assert compare([kd, other, base]).baseline == "ntp"
+    assert compare([kd, other]).baseline == "kd"
+    assert compare([kd, other, base], baseline="cocomix").baseline == "cocomix"
+    assert compare([kd, other, base], baseline="run0").baseline == "kd"
+    with pytest.raises(UserError, match=r"baseline=cocomx is none of the runs \(did you mean 'cocomix'\?\)"):
+        compare([kd, other], baseline="cocomx")
+
+
+def test_sweep_of_one_method_is_compared_run_by_run(tmp_path):
+    found = compare(runs(tmp_path, ntp(), ntp(losses=power_law(scale=0.9)), cocomix()))
+    assert found.baseline == "run0"
+    assert [pair.candidate for pair in found.pairs] == ["run1", "cocomix"]
+
+
+def test_seeds_without_a_match_are_said(tmp_path):
+    pair = only_pair(tmp_path, ntp(seed=0), ntp(seed=1), cocomix(seed=1))
+    assert pair["seeds"] == [1]
+    assert any("Only 1" in note for note in pair["notes"])
+    pair = only_pair(tmp_path / "b", ntp(seed=0), cocomix(seed=1))
+    assert any("no seed in common" in note for note in pair["notes"])
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"data": "data-b"}, r"were trained on different data \(data-a and data-b\)"),
+        ({"tokenizer": "tokenizer-b"}, "use different tokenizers"),
+        ({"window": 64}, r"have different windows \(128 and 64\)"),
+        ({"evaluation_set": "held-out-b"}, "were evaluated on different held-out sets"),
+    ],
+)
+def test_runs_that_answer_different_questions_are_refused(tmp_path, other, message):
+    with pytest.raises(UserError, match=message):
+        compare(runs(tmp_path, ntp(), cocomix(**other)))
+
+
+def test_run_evaluated_on_two_sets_is_refused(tmp_path):
+    folder = ntp().write(tmp_path / "run")
+    path = folder / "evals.jsonl"
+    path.write_text(path.read_text().replace("held-out-a", "held-out-b", 1))
+    with pytest.raises(UserError, match=r"the evaluations of .*run were evaluated on different held-out"):
+        compare([load_run(folder)])
+
+
+def test_no_run_and_the_same_run_twice_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no run to compare"):
+        compare([])
+    (run,) = runs(tmp_path, ntp())
+    with pytest.raises(UserError, match="given twice"):
+        compare([run, run])
+
+
+def test_running_and_unevaluated_runs_are_told(tmp_path):
+    half = GRID[:5]
+    base, running, fresh = runs(
+        tmp_path,
+        ntp(),
+        cocomix(tokens=half, losses=power_law(scale=0.8, tokens=half), finished=False),
+        cocomix(method="kd", finished=False, tokens=(), losses=()),
+    )
+    found = summary(compare([base, running, fresh]))
+    assert [pair["candidate"] for pair in found["pairs"]] == ["cocomix"]
+    assert found["pairs"][0]["loss"]["equal_tokens"]["at"] == 500_000
+    assert any("Not finished" in note for note in found["pairs"][0]["notes"])
+    assert any("run2 has not been evaluated yet" in note for note in found["notes"])
+    assert found["runs"][2]["val_loss"] is None
+
+
+def test_different_sizes_are_pointed_out(tmp_path):
+    pair = only_pair(tmp_path, ntp(), cocomix(active=1_100_000))
+    assert any("10.0 % more active parameters than ntp (1.1M against 1M)" in note for note in pair["notes"])
+
+
+def test_summary_has_the_contracts_keys_and_is_plain_json(tmp_path):
+    found = summary(compare(runs(tmp_path, ntp(), cocomix(label_flops_per_token=1e6))))
+    json.dumps(found, allow_nan=False)
+    run = {"name", "method", "seed", "parameters", "tokens", "flops", "seconds", "val_loss", "ppl"}
+    assert run | {"bits_per_byte", "benchmarks"} <= set(found["runs"][0])
+    pair = {"baseline", "candidate", "seeds", "tokens_saved", "flops_saved", "seconds_saved", "interval"}
+    assert pair <= set(found["pairs"][0])
+    assert found["runs"][1]["flops"] == {"student": 6e12, "teacher": 1e12}
+
+
+def test_loss_between_evaluations_lies_on_a_line_in_the_logarithm_of_tokens():
+    tokens = np.array([100.0, 400.0])
+    curve = Curve(tokens, np.array([5.0, 3.0]), {"tokens": tokens, "flops": tokens * 6, "seconds": None})
+    assert curve.loss_at(200) == pytest.approx(4.0)
+    assert curve.tokens_to_reach(4.0) == pytest.approx(200)
+    assert curve.loss_for("flops", 1200) == pytest.approx(4.0)
+    assert curve.loss_at(50) is None
+    assert curve.loss_for("seconds", 1) is None
+    assert curve.tokens_to_reach(2.9) is None
+
+
+def test_comparing_and_reporting_never_import_torch():
+    code = (
+        "import sys, cocomix.compare.summary, cocomix.report.page, cocomix.cli.compare;"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

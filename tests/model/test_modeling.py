@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cocomix.model.adapters import CACHE_ARGUMENT
+from cocomix.model.config import CoCoMixConfig
+from cocomix.model.mixers import NO_LABEL, concept_nll
+from cocomix.model.modeling import CoCoMixForCausalLM
+from cocomix.testing.models import tiny_config, tiny_model
+
+FORMS = [
+    {"mixer": "none"},
+    {"mixer": "concept", "mixing": "insert"},
+    {"mixer": "concept", "mixing": "insert", "slot_base": "copy"},
+    {"mixer": "concept", "mixing": "insert", "slot_positions": "sequential"},
+    {"mixer": "concept", "mixing": "memory"},
+    {"mixer": "concept", "mixing": "add"},
+    {"mixer": "concept", "mixing": "none"},
+    {"mixer": "pause", "mixing": "insert"},
+    {"mixer": "pause", "mixing": "memory"},
+    {"mixer": "pause", "mixing": "add"},
+]
+
+
+def name(form: dict) -> str:
+    return "-".join(form.values())
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    return torch.randint(1, 101, (3, 20), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_without_a_mixer_the_logits_are_the_plain_transformers_models(family, ids):
+    model = tiny_model(family, mixer="none")
+    plain = AutoModelForCausalLM.from_config(model.config.text_config).eval()
+    plain.base_model.load_state_dict(model.backbone.state_dict())
+    plain.get_output_embeddings().load_state_dict(model.lm_head.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, plain(ids).logits, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("form", FORMS, ids=name)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_cached_equals_uncached_in_pieces_of_any_length(family, form, attention, ids):
+    model = tiny_model(family, attention=attention, **form)
+    with torch.no_grad():
+        whole = model(ids).logits
+        cache, pieces = {}, []
+        for start, end in [(0, 7), (7, 8), (8, 11), *((i, i + 1) for i in range(11, 20))]:
+            output = model(ids[:, start:end], use_cache=True, **cache)
+            cache = {CACHE_ARGUMENT: output[CACHE_ARGUMENT]}
+            pieces.append(output.logits)
+    torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=2e-5, rtol=0)
+    layers = cache[CACHE_ARGUMENT].layers
+    above = 40 if form["mixer"] != "none" and form["mixing"] in ("insert", "memory") else 20
+    assert [layer.keys.shape[2] for layer in layers] == [20, 20, above, above]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("form", FORMS, ids=name)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_left_padded_batch_equals_each_prompt_alone(family, form, attention, ids):
+    model = tiny_model(family, attention=attention, **form)
+    lengths = [20, 13, 6]
+    padded, mask = torch.zeros_like(ids), torch.zeros_like(ids)
+    for row, length in enumerate(lengths):
+        padded[row, 20 - length :], mask[row, 20 - length :] = ids[row, :length], 1
+    with torch.no_grad():
+        together = model(padded, attention_mask=mask).logits
+        texts = model.generate(padded, attention_mask=mask, max_new_tokens=6, do_sample=False, eos_token_id=-1)
+        for row, length in enumerate(lengths):
+            prompt = ids[row : row + 1, :length]
+            torch.testing.assert_close(together[row, 20 - length :], model(prompt).logits[0], atol=2e-5, rtol=0)
+            alone = model.generate(prompt, max_new_tokens=6, do_sample=False, use_cache=False, eos_token_id=-1)
+            assert texts[row, 20:].tolist() == alone[0, length:].tolist()
+
+
+@pytest.mark.parametrize("form", FORMS, ids=name)
+def test_a_token_is_blind_to_what_comes_behind_it(form, ids):
+    model = tiny_model(**form)
+    changed = ids.clone()
+    changed[:, 12:] = (changed[:, 12:] + 7) % 101
+    with torch.no_grad():
+        torch.testing.assert_close(model(changed).logits[:, :12], model(ids).logits[:, :12], atol=1e-6, rtol=0)
+        assert not torch.allclose(model(changed).logits[:, 12:], model(ids).logits[:, 12:])
+
+
+def slow_memory_attention(model: CoCoMixForCausalLM, ids: torch.Tensor) -> torch.Tensor:
+    """`mixing: memory` written out: every upper block sees tokens and slots, and only slots go on."""
+    text, cut = model.config.text_config, model.config.insert_at
+    positions = torch.arange(ids.shape[1])
+    hidden = model.backbone.wte(ids) + model.backbone.wpe(positions)
+    length, heads = ids.shape[1], text.n_head
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+
+    def attend(block, queries, keys, mask):
+        q = block.attn.c_attn(block.ln_1(queries)).chunk(3, -1)[0]
+        _, k, v = block.attn.c_attn(block.ln_1(keys)).chunk(3, -1)
+        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+        scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~mask, -torch.inf)
+        return block.attn.c_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    for block in model.blocks[:cut]:
+        hidden = hidden + attend(block, hidden, hidden, causal)
+        hidden = hidden + block.mlp(block.ln_2(hidden))
+    slots = hidden + model.mixer(hidden).vector
+    for block in model.blocks[cut:]:
+        slots = slots + attend(block, slots, torch.cat((hidden, slots), 1), torch.cat((causal, causal), 1))
+        slots = slots + block.mlp(block.ln_2(slots))
+    return model.lm_head(model.backbone.ln_f(slots))
+
+
+def test_memory_mixing_equals_its_definition(ids):
+    model = tiny_model(mixing="memory").double()
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, slow_memory_attention(model, ids), atol=1e-10, rtol=0)
+
+
+def test_labels_without_a_meaning_do_not_count():
+    logits = torch.randn(2, 3, 10, dtype=torch.double)
+    ids = torch.tensor([[[1, NO_LABEL], [NO_LABEL, NO_LABEL], [4, 9]]] * 2)
+    wanted = -sum(
+        logits[b, t].log_softmax(-1)[i] for b in range(2) for t in range(3) for i in ids[b, t].tolist() if i != NO_LABEL
+    )
+    torch.testing.assert_close(concept_nll(logits, ids), wanted)
+
+
+def test_pause_is_concept_mixing_with_the_vector_in_place_of_the_prediction(ids):
+    pause, concept = tiny_model(mixer="pause"), tiny_model(mixer="concept")
+    concept.backbone.load_state_dict(pause.backbone.state_dict())
+    concept.mixer = pause.mixer
+    with torch.no_grad():
+        assert torch.equal(pause(ids).logits, concept(ids).logits)
+
+
+@pytest.mark.parametrize("mixing", ["add", "memory"])
+def test_a_zero_vector_added_leaves_the_plain_network(mixing, ids):
+    model, plain = tiny_model(mixer="pause", mixing="add"), tiny_model(mixer="none")
+    plain.backbone.load_state_dict(model.backbone.state_dict())
+    plain.lm_head.load_state_dict(model.lm_head.state_dict())
+    torch.nn.init.zeros_(model.mixer.vector)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, plain(ids).logits, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"insert_at": 4}, "insert_at=4 lies outside the network: with 4 blocks it must be 1 to 3"),
+        ({"insert_at": 0}, "insert_at=0 lies outside"),
+        ({"concept_k": 41}, "concept_k=41 must be 1 to num_concepts=40"),
+        ({"mixing": "memory", "slot_base": "copy"}, "slot_base=copy needs mixing=insert"),
+        ({"mixing": "stack"}, "mixing='stack' is not one of"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(setting, words):
+    with pytest.raises(ValueError, match=words.replace("(", r"\(")):
+        CoCoMixForCausalLM(tiny_config(**setting))
+
+
+def test_a_position_base_is_refused_where_positions_rotate():
+    with pytest.raises(ValueError, match="slot_base=position needs learned absolute positions"):
+        CoCoMixForCausalLM(tiny_config("llama", slot_base="position"))
+
+
+def test_a_sequence_beyond_the_position_table_is_refused():
+    with pytest.raises(ValueError, match="the sequence has 65 tokens, the backbone's position table holds 64"):
+        tiny_model()(torch.zeros(1, 65, dtype=torch.long))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_saved_and_loaded_in_a_fresh_process_gives_the_same_logits(family, ids, tmp_path):
+    model = tiny_model(family)
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        torch.save((ids, model(ids).logits), tmp_path / "expected.pt")
+    script = (
+        "import sys, torch, cocomix.model.modeling; from transformers import AutoModelForCausalLM;"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval();"
+        "ids, logits = torch.load(sys.argv[1] + '/expected.pt');"
+        "assert torch.equal(model(ids).logits, logits);"
+        "tied = model.lm_head.weight is model.get_input_embeddings().weight;"
+        "assert tied == model.config.text_config.tie_word_embeddings"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_configuration_survives_its_json():
+    config = tiny_config("llama", mixing="memory", num_concepts=7)
+    again = CoCoMixConfig.from_dict(config.to_dict())
+    assert again.to_dict() == config.to_dict()
+    assert again.text_config.num_key_value_heads == 2
