@@ -290,7 +290,6 @@ def test_loss_between_evaluations_lies_on_a_line_in_the_logarithm_of_tokens():
 
 def test_comparing_and_reporting_never_import_torch():
     code = (
-        "import sys, cocomix.compare.summary, cocomix.report.page, cocomix.cli.compare;"
-        "sys.exit('torch' in sys.modules)"
+        "import sys, cocomix.compare.summary, cocomix.report.page, cocomix.cli.compare;sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -46,9 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     length=st.integers(1, 12),
     dtype=st.sampled_from(["uint16", "uint32"]),
 )
-def test_windows_are_what_a_slow_reading_says(
-    folder: Path, shards: list[list[int]], length: int, dtype: str
-) -> None:
+def test_windows_are_what_a_slow_reading_says(folder: Path, shards: list[list[int]], length: int, dtype: str) -> None:
     split, expected = _split(folder, shards, dtype), _slow_windows(shards, length)
     assert split.count(length) == len(expected)
     order = np.random.default_rng(0).permutation(len(expected))

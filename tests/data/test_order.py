@@ -17,17 +17,11 @@ def test_an_epoch_visits_every_window_once(count: int, seed: int, epoch: int) ->
     assert sorted(ids.tolist()) == list(range(count))
 
 
-@given(
-    count=counts, seed=seeds, start=st.integers(0, 500), lengths=st.lists(st.integers(0, 40), max_size=6)
-)
-def test_order_does_not_depend_on_how_it_is_read(
-    count: int, seed: int, start: int, lengths: list[int]
-) -> None:
+@given(count=counts, seed=seeds, start=st.integers(0, 500), lengths=st.lists(st.integers(0, 40), max_size=6))
+def test_order_does_not_depend_on_how_it_is_read(count: int, seed: int, start: int, lengths: list[int]) -> None:
     whole = window_ids(count, seed, start, sum(lengths))
     starts = start + np.concatenate([[0], np.cumsum(lengths)]).astype(int)
-    parts = [
-        window_ids(count, seed, int(first), length) for first, length in zip(starts, lengths, strict=False)
-    ]
+    parts = [window_ids(count, seed, int(first), length) for first, length in zip(starts, lengths, strict=False)]
     assert np.array_equal(whole, np.concatenate([*parts, np.empty(0, np.int64)]))
 
 

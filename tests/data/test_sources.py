@@ -101,9 +101,7 @@ def test_short_text_file_is_one_document_and_a_long_one_is_cut_at_blank_lines(tm
 
 
 @given(seed=st.integers(0, 10_000))
-def test_cuts_do_not_depend_on_the_pieces_that_are_read(
-    tmp_path_factory: pytest.TempPathFactory, seed: int
-) -> None:
+def test_cuts_do_not_depend_on_the_pieces_that_are_read(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     draw = random.Random(seed)
     words = draw.choices(["é", "word ", "\n", "\n\n", "x" * 50, "日本"], k=draw.randint(1, 400))
     path = write(tmp_path_factory.getbasetemp() / "cuts.txt", "".join(words).encode())
@@ -179,7 +177,9 @@ def test_truncated_parquet_is_named(tmp_path: Path) -> None:
         read(write(tmp_path / "cut.parquet", whole[: len(whole) // 2]))
 
 
-@pytest.mark.parametrize(("files", "sentence"), [((), "holds no files"), (("a.md", "b.csv"), r"1 \.md, 1 \.csv")])
+@pytest.mark.parametrize(
+    ("files", "sentence"), [((), "holds no files"), (("a.md", "b.csv", "c.csv"), r"2 \.csv, 1 \.md")]
+)
 def test_folder_without_text_says_what_it_holds(tmp_path: Path, files: tuple[str, ...], sentence: str) -> None:
     for name in files:
         write(tmp_path / name, b"x")
@@ -192,9 +192,7 @@ def test_path_that_is_not_there_is_told(tmp_path: Path) -> None:
         read(tmp_path / "nothing.txt")
 
 
-def test_unreachable_hub_dataset_says_what_to_do_instead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreachable_hub_dataset_says_what_to_do_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     settings = PrepareSettings(source="nobody/nothing", out=str(tmp_path))
     with pytest.raises(UserError, match="nobody/nothing is no file or folder here, .* download the text"):

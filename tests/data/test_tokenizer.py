@@ -82,9 +82,7 @@ def test_training_is_the_same_in_another_process(trained: PreTrainedTokenizerBas
     assert answer.stdout.strip() == tokenizer_hash(trained)
 
 
-def test_tokenizer_of_a_dataset_or_model_folder_is_found(
-    trained: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
+def test_tokenizer_of_a_dataset_or_model_folder_is_found(trained: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     save_tokenizer(trained, tmp_path / "data" / "tokenizer")
     assert tokenizer_hash(load_tokenizer(str(tmp_path / "data"))) == tokenizer_hash(trained)
 

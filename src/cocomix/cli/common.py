@@ -25,3 +25,11 @@ def show(result: dict[str, Any], text: str, as_json: bool) -> None:
 def settings_help(module: str, name: str) -> str:
     """What :class:`cocomix.cli.app.Verb` replaces in --help by the settings of ``module.name``."""
     return f"settings:{module}:{name}"
+
+
+def quiet_transformers() -> None:
+    """Silences transformers' warnings and its bars over weights, not the hub's over downloads; imports it."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.common import Json, Overrides, show
+from cocomix.cli.common import Json, Overrides, quiet_transformers, show
 
 
 def eval(
@@ -24,6 +24,7 @@ def eval(
     from cocomix.evaluate.settings import EvalSettings
     from cocomix.evaluate.verb import evaluate
 
+    quiet_transformers()
     result = evaluate(load_settings(EvalSettings, words or [], model=model))
     bits = "" if result.bits_per_byte is None else f", {result.bits_per_byte:.4f} bits a byte of text"
     show(

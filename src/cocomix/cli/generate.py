@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.common import Json, Overrides, show
+from cocomix.cli.common import Json, Overrides, quiet_transformers, show
 
 
 def generate(
@@ -32,6 +32,7 @@ def generate(
     from cocomix.steer.generation import generate as run
     from cocomix.steer.settings import GenerateSettings
 
+    quiet_transformers()
     edits = [parse_edit(text) for text in steer or []]
     result = run(load_settings(GenerateSettings, words or []), prompt, edits)
     lines = [f"[unsteered] {prompt}{text}" for text in result["unsteered"]]

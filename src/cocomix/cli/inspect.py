@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.common import Json, Overrides, show
+from cocomix.cli.common import Json, Overrides, quiet_transformers, show
 
 
 def inspect(
@@ -22,6 +22,7 @@ def inspect(
     from cocomix.steer.inspection import inspect as run
     from cocomix.steer.settings import InspectSettings
 
+    quiet_transformers()
     result = run(load_settings(InspectSettings, words or []), text)
     width = max(len(repr(token["token"])) for token in result["tokens"])
     lines = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cocomix.cli.common import Json, Words, show
+from cocomix.cli.common import Json, Words, quiet_transformers, show
 
 
 def train(words: Words = None, as_json: Json = False) -> None:
@@ -18,6 +18,7 @@ def train(words: Words = None, as_json: Json = False) -> None:
     from cocomix.train.run import train as run
     from cocomix.train.settings import TrainSettings
 
+    quiet_transformers()
     result = run(load_settings(TrainSettings, words or []))
     evaluation = result["evaluation"] or {}
     text = f"{result['folder']}: finished"

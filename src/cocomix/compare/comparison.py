@@ -60,9 +60,7 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> Comparison:
     tokenizer, data, window or evaluation set, or when ``baseline`` names none of them.
     """
     if not runs:
-        raise UserError(
-            "no run to compare: give the run folders, e.g. 'cocomix compare runs/ntp runs/cocomix'"
-        )
+        raise UserError("no run to compare: give the run folders, e.g. 'cocomix compare runs/ntp runs/cocomix'")
     _refuse_twice(runs)
     _refuse_difference(runs)
     names, groups = _names(runs), _groups(runs)
@@ -98,9 +96,7 @@ def _pair(theirs: Sequence[Entry], ours: Sequence[Entry], shared_by: int) -> Pai
         couples = list(zip(theirs, ours, strict=False))
         notes.append(f"{group} and {base} have no seed in common: they are paired in the order given.")
     elif len(couples) < max(len(theirs), len(ours)):
-        notes.append(
-            f"Only {len(couples)} seeds are common to {group} and {base}; the other runs are left out."
-        )
+        notes.append(f"Only {len(couples)} seeds are common to {group} and {base}; the other runs are left out.")
     running = [e.name for couple in couples for e in couple if not e.run.manifest.finished]
     if running:
         notes.append(f"Not finished, so a state on the way: {', '.join(dict.fromkeys(running))}.")
@@ -202,9 +198,7 @@ def _groups(runs: Sequence[Run]) -> list[str]:
     """The method of each run, or its name where the method has a seed twice (whom to pair?)."""
     times = Counter((run.method, run.seed) for run in runs)
     sweeps = {method for (method, _), number in times.items() if number > 1}
-    return [
-        name if run.method in sweeps else run.method for name, run in zip(_names(runs), runs, strict=True)
-    ]
+    return [name if run.method in sweeps else run.method for name, run in zip(_names(runs), runs, strict=True)]
 
 
 def _baseline(runs: Sequence[Run], names: Sequence[str], groups: Sequence[str], wanted: str | None) -> str:

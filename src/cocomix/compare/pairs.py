@@ -177,6 +177,4 @@ def _mean_losses(losses: Sequence[Losses | None]) -> Losses | None:
     if not known or len(known) < len(losses):
         return None
     n = len(known)
-    return Losses(
-        sum(x.at for x in known) / n, sum(x.baseline for x in known) / n, sum(x.candidate for x in known) / n
-    )
+    return Losses(sum(x.at for x in known) / n, sum(x.baseline for x in known) / n, sum(x.candidate for x in known) / n)

@@ -159,9 +159,7 @@ def load_run(folder: Path | str) -> Run:
         raise UserError(f"{folder} {what}; give the folders that 'cocomix train' wrote")
     values = read_json(folder / "run.json", "a run's description")
     if values.get("format") != FORMAT:
-        raise UserError(
-            f"{folder / 'run.json'} has format {values.get('format')}, this version reads {FORMAT}"
-        )
+        raise UserError(f"{folder / 'run.json'} has format {values.get('format')}, this version reads {FORMAT}")
     metrics = _read_lines(folder / "metrics.jsonl", Progress)
     benchmarks = folder / "benchmarks.json"
     return Run(

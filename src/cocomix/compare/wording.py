@@ -74,9 +74,7 @@ def interval(bounds: Interval) -> str:
 
 def verdict(pair: Pair) -> str:
     """What a pair shows, in sentences that are as plain when the candidate loses as when it wins."""
-    return " ".join(
-        part for part in (_at_equal_tokens(pair), _to_the_same_loss(pair), _certainty(pair)) if part
-    )
+    return " ".join(part for part in (_at_equal_tokens(pair), _to_the_same_loss(pair), _certainty(pair)) if part)
 
 
 def _at_equal_tokens(pair: Pair) -> str:

@@ -57,12 +57,15 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
     out = Path(settings.out)
     if is_nanogpt_folder(settings.source):
         return take_in_place(settings)
-    source = open_source(settings)
+    return prepare_from(open_source(settings), settings)
+
+
+def prepare_from(source: Source, settings: PrepareSettings) -> dict[str, Any]:
+    """:func:`prepare` for an open source, which stands in for ``settings.source``."""
+    out = Path(settings.out)
     made_of = {"source": source.identity, "settings": settings.choices()}
     manifest = finished(out, made_of)
-    if manifest is not None:
-        return manifest
-    return _Preparation(settings, source, out, made_of).run()
+    return _Preparation(settings, source, out, made_of).run() if manifest is None else manifest
 
 
 class _Preparation:
@@ -73,9 +76,7 @@ class _Preparation:
         state = read_json(out / STATE, "an unfinished dataset's state") if (out / STATE).exists() else {}
         self.hold_out = HoldOut(**state.get("hold_out", {"below": settings.val_fraction}))
         self.tokenizer_sha256: str | None = state.get("tokenizer_sha256")
-        self.shards = {
-            split: ShardWriter(out, split, state.get("shards", {}).get(split, [])) for split in (TRAIN, VAL)
-        }
+        self.shards = {split: ShardWriter(out, split, state.get("shards", {}).get(split, [])) for split in (TRAIN, VAL)}
         self.stop = StopRequest()
 
     def run(self) -> dict[str, Any]:
@@ -207,9 +208,7 @@ class _Preparation:
             measured = ((d.position, len(ids), d.text) for d, ids in self._encoded(self._documents(bar)))
             return fair_hold_out(measured, self.settings)
 
-    def _finish(
-        self, tokenizer: PreTrainedTokenizerBase, dtype: str, counts: dict[str, int]
-    ) -> dict[str, Any]:
+    def _finish(self, tokenizer: PreTrainedTokenizerBase, dtype: str, counts: dict[str, int]) -> dict[str, Any]:
         manifest = {
             "format": FORMAT,
             "window": self.settings.window,

@@ -61,7 +61,7 @@ def render(comparison: Comparison, figures: list[Plot], sections: Sections) -> s
     data = comparison.entries[0].run.manifest.data
     evaluation = next((e.run.last for e in comparison.entries if e.run.last), None)
     return _templates().get_template("page.html").render(
-        title=intro["title"] if intro else f"{comparison.baseline} and {len(comparison.groups) - 1} more, compared",
+        title=intro["title"] if intro else _title(comparison),
         summary=summary(comparison),
         colours=method_colours(comparison.groups),
         plots={plot.name: plot for plot in figures},
@@ -71,6 +71,14 @@ def render(comparison: Comparison, figures: list[Plot], sections: Sections) -> s
         steering=_listed(sections.get("steering")),
         sections={name: sections.get(name) for name in Sections.__annotations__},
     )  # fmt: skip
+
+
+def _title(comparison: Comparison) -> str:
+    others = comparison.groups[1:]
+    if not others:
+        return f"Runs of {comparison.baseline}"
+    who = " and ".join(others) if len(others) < 3 else f"{len(others)} methods"
+    return f"{who} against {comparison.baseline}"
 
 
 @functools.cache

@@ -52,7 +52,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def measured_peak(device: torch.device, dtype: torch.dtype, size: int = 1024, repeats: int = 5) -> float:
     """FLOP/s of the fastest of a few square matrix products: the peak that utilisation is measured against."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    # Constants, not random numbers: training's random state must not notice that it was measured.
+    a, b = (torch.full((size, size), 0.5, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(repeats):
         if device.type == "cuda":

@@ -75,7 +75,7 @@ class TrainSettings(Settings):
         description="loss terms and their weights, e.g. {ntp: 1, concept: 0.1}",
     )
     tokens: int | None = Field(None, ge=1, description="budget in tokens (rounded up to whole steps)")
-    steps: int | None = Field(None, ge=1, description="budget in steps, instead of tokens")
+    steps: int | None = Field(None, ge=1, description="budget in steps; goes before tokens")
     batch_windows: int = Field(16, ge=1, description="windows a step")
     micro_batches: int = Field(1, ge=1, description="parts that a step's batch is computed in")
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
@@ -100,8 +100,8 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainSettings:
-        if (self.tokens is None) == (self.steps is None):
-            raise ValueError("give the budget as either tokens=… or steps=…")
+        if self.tokens is None and self.steps is None:
+            raise ValueError("give the budget as tokens=… or steps=…")
         if self.batch_windows % self.micro_batches:
             raise ValueError(
                 f"batch_windows={self.batch_windows} must be a multiple of micro_batches={self.micro_batches}"

@@ -1,0 +1,33 @@
+# Each target sets up the virtual environment it needs; they share it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/.package
+	$(BIN)/cocomix quickstart $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+
+$(VENV)/.package: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing cocomix (about two minutes the first time)" >&2
+	$(PIP) torch
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.package
+	@echo "installing what the tests need" >&2
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,114 @@
+"""A teacher and an autoencoder that belong together: which they are, and how well they fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cocomix.concepts.sae import SparseAutoencoder, load_sae
+from cocomix.concepts.teacher import Teacher, load_teacher, pick_device, pick_dtype, training_record
+from cocomix.data.dataset import Dataset
+from cocomix.errors import UserError
+
+
+class PairSettings(Protocol):
+    """What says which teacher and SAE are meant; ``teacher`` and ``block`` may be left to the SAE's record."""
+
+    @property
+    def sae(self) -> str: ...
+    @property
+    def teacher(self) -> str | None: ...
+    @property
+    def block(self) -> int | None: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+
+
+class Names(NamedTuple):
+    """A teacher's name and block."""
+
+    teacher: str
+    block: int
+
+
+class Fit(NamedTuple):
+    """How well an autoencoder fits activations."""
+
+    l0: float
+    """Latents above zero, mean over tokens."""
+    fvu: float
+    """Fraction of variance unexplained, Σ‖x − x̂‖² / Σ‖x − mean(x)‖²."""
+
+
+def named(settings: PairSettings) -> Names:
+    """Teacher and block of the settings, or else of the SAE's ``training.json``.
+
+    Raises :class:`UserError` when neither says it, or the SAE was trained on another block.
+    """
+    record = training_record(settings.sae) or {}
+    teacher = settings.teacher if settings.teacher is not None else record.get("teacher")
+    block = settings.block if settings.block is not None else record.get("block")
+    for key, value in (("teacher", teacher), ("block", block)):
+        if value is None:
+            raise UserError(f"{key}= is missing, and {settings.sae} has no training.json that says it: add {key}=…")
+    if record.get("block") not in (None, block):
+        raise UserError(
+            f"block={block}: {settings.sae} was trained on block {record['block']}: give block={record['block']}, or "
+            "leave it out"
+        )
+    return Names(str(teacher), int(block))  # type: ignore[arg-type]
+
+
+def load_pair(
+    settings: PairSettings, names: Names, dataset: Dataset, window: int
+) -> tuple[Teacher, SparseAutoencoder]:
+    """Both on the settings' device; raises :class:`UserError` when their widths differ."""
+    device = pick_device(settings.device)
+    sae = load_sae(settings.sae, device)
+    dtype = pick_dtype(settings.dtype, device)
+    teacher = load_teacher(names.teacher, names.block, dataset, window, device, dtype)
+    if teacher.width != sae.width:
+        raise UserError(
+            f"sae={settings.sae} reads activations of width {sae.width}, the teacher {names.teacher} has width "
+            f"{teacher.width}: use an SAE that was trained on this teacher"
+        )
+    return teacher, sae
+
+
+def measure_fit(sae: SparseAutoencoder, x: Float[Tensor, "N D"]) -> Fit:
+    """L0 and FVU on activations."""
+    x = x.float()
+    values, indices = sae.encode(x)
+    error = (sae.decode(values, indices, x) - x).double().square().sum()
+    variance = (x - x.mean(0)).double().square().sum().clamp(min=1e-30)
+    return Fit(float((values > 0).sum() / len(x)), float(error / variance))
+
+
+def check_fit(
+    teacher: Teacher, sae: SparseAutoencoder, dataset: Dataset, window: int, windows: int, batch: int
+) -> Fit:
+    """The fit on the first training windows."""
+    split = dataset.split("train")
+    ids = np.arange(min(windows, split.count(window)))
+    tokens = torch.from_numpy(split.read(ids, window)[:, :-1])
+    found = [teacher.activations(part).flatten(0, 1) for part in tokens.split(batch)]
+    return measure_fit(sae, torch.cat(found))
+
+
+def refuse_bad_fit(fit: Fit, sae: SparseAutoencoder, folder: str | Path, max_fvu: float) -> None:
+    """Raises :class:`UserError` when an SAE leaves too much unexplained, or too few latents fire: wrong block,
+    wrong teacher, wrong normalisation show like this."""
+    mend = "check teacher=, block= and the SAE with 'cocomix sae check', or extract all the same with force=true"
+    if fit.fvu > max_fvu:
+        raise UserError(
+            f"sae={folder} leaves {fit.fvu:.0%} of the variance of this block unexplained (max_fvu={max_fvu}): {mend}"
+        )
+    if fit.l0 < sae.k / 2:
+        raise UserError(f"sae={folder} has k={sae.k}, but only {fit.l0:.1f} latents a token fire here: {mend}")

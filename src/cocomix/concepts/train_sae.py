@@ -1,0 +1,251 @@
+"""Training a TopK autoencoder: SAELens' trainer, fed with a teacher's activations on our shards."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cocomix.concepts.activations import ActivationBatches
+from cocomix.concepts.costs import activation_flops, sae_step_flops
+from cocomix.concepts.pair import measure_fit
+from cocomix.concepts.sae import SAELENS_CONFIG, SAELENS_WEIGHTS, load_sae
+from cocomix.concepts.settings import SaeTrainSettings
+from cocomix.concepts.teacher import Teacher, load_teacher, pick_device, pick_dtype
+from cocomix.data.dataset import Dataset
+from cocomix.errors import UserError, explained
+from cocomix.files import TEMPORARY_SUFFIX, read_json, sync_folder, write_json
+from cocomix.progress import progress, say
+from cocomix.stopping import Stopped, StopRequest
+
+RECORD = "training.json"
+STATE = "state.json"
+STEPS_BETWEEN_NOTES = 20
+FREE = {"out", "device", "checkpoint_seconds", "batch_windows"}
+"""Settings that a resumed training may change."""
+
+
+def train_sae(settings: SaeTrainSettings) -> dict[str, Any]:
+    """Trains, or goes on, or returns at once when finished. Returns ``training.json``.
+
+    ``out`` becomes a folder in SAELens 6's inference layout, with activations scaled to norm √d in training and
+    the scale folded into the weights at the end. Raises :class:`UserError` when settings do not fit or ``out``
+    holds another training, :class:`Stopped` after a checkpoint when a signal asked to stop.
+    """
+    out = Path(settings.out)
+    dataset = Dataset.open(settings.data)
+    window = settings.window or dataset.window
+    identity = {
+        "dataset": dataset.fingerprint,
+        "settings": settings.model_dump(mode="json", exclude=FREE) | {"data": None},
+    }
+    if (out / RECORD).is_file():
+        record = read_json(out / RECORD, "an SAE's training record")
+        _refuse_other(out, record, identity)
+        say(f"{out}: finished already")
+        return record
+    if out.is_dir() and any(out.iterdir()) and not list(out.glob("checkpoint-*")):
+        raise UserError(f"out={out} holds files of something else: choose another folder")
+    device = pick_device(settings.device)
+    teacher = load_teacher(
+        settings.teacher, settings.block, dataset, window, device, pick_dtype(settings.dtype, device)
+    )
+    split = dataset.split("train")
+    if not split.count(window):
+        raise UserError(f"window={window} is longer than every shard of {dataset.folder}: give a smaller window")
+    batches = ActivationBatches(
+        teacher,
+        split,
+        window,
+        settings.batch_tokens,
+        settings.buffer_tokens,
+        settings.batch_windows,
+        settings.seed,
+    )
+    training = _Training(settings, teacher, batches, identity, out)
+    training.resume()
+    training.fit()
+    return training.finish(window)
+
+
+class _Training:
+    """SAELens' trainer, driven step by step."""
+
+    def __init__(
+        self,
+        settings: SaeTrainSettings,
+        teacher: Teacher,
+        batches: ActivationBatches,
+        identity: dict[str, Any],
+        out: Path,
+    ) -> None:
+        self.settings, self.teacher, self.batches = settings, teacher, batches
+        self.identity, self.out = identity, out
+        self.steps = settings.tokens // settings.batch_tokens
+        self.seconds = 0.0
+        self.trainer: Any = _saelens_trainer(settings, teacher, self.steps)
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self.trainer.n_training_steps)
+
+    def resume(self) -> None:
+        """Loads the last checkpoint, or sets the scale and the decoder's bias from the first buffer."""
+        found = sorted(self.out.glob("checkpoint-*[0-9]"))
+        if found:
+            state = read_json(found[-1] / STATE, "the state of an SAE's training")
+            _refuse_other(self.out, state, self.identity)
+            self.trainer.sae.load_weights_from_checkpoint(found[-1])
+            self.trainer.load_trainer_state(found[-1])
+            self.seconds = state["seconds"]
+            say(f"{self.out}: going on at step {self.step:,} of {self.steps:,}")
+            return
+        first = self.batches.buffer(0)
+        scale = float(self.teacher.width**0.5 / first.norm(dim=-1).mean())
+        self.trainer.activation_scaler.scaling_factor = scale
+        self.trainer.sae.b_dec.data.copy_(first.mean(0) * scale)
+
+    def fit(self) -> None:
+        """Steps to the end, with checkpoints on the way."""
+        settings, note = self.settings, ""
+        source = self.batches.batches(self.step)
+        clock = saved = time.perf_counter()
+        tokens = self.steps * settings.batch_tokens
+        with StopRequest() as stop, progress("SAE, tokens", tokens, self.step * settings.batch_tokens) as bar:
+            while self.step < self.steps:
+                output = self.trainer.step(next(source))
+                self.trainer.n_training_steps += 1
+                if self.step % STEPS_BETWEEN_NOTES == 0:
+                    note = _note(output, self.trainer)
+                bar.advance(settings.batch_tokens, note)
+                now = time.perf_counter()
+                self.seconds, clock = self.seconds + now - clock, now
+                stopping = stop.requested and self.step < self.steps
+                if stopping or now - saved > settings.checkpoint_seconds:
+                    self._save()
+                    saved = clock = time.perf_counter()
+                if stopping:
+                    raise Stopped(f"{self.out} is saved at step {self.step:,}; the same command goes on from there")
+
+    def _save(self) -> None:
+        """Writes ``checkpoint-NNNNNNNN``, whole or not at all, and removes those before it."""
+        folder = self.out / f"checkpoint-{self.step:08d}"
+        temporary = folder.with_name(folder.name + TEMPORARY_SUFFIX)
+        with explained(self.out):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            self.trainer.sae.save_model(temporary)
+            self.trainer.save_trainer_state(temporary)
+            write_json(temporary / STATE, {**self.identity, "seconds": self.seconds})
+            _sync_files(temporary)
+            temporary.replace(folder)
+            sync_folder(self.out)
+            for old in self.out.glob("checkpoint-*"):
+                if old != folder:
+                    shutil.rmtree(old)
+
+    def finish(self, window: int) -> dict[str, Any]:
+        """Folds the scale, writes the inference layout, then ``training.json``, and measures the fit."""
+        settings, trainer = self.settings, self.trainer
+        trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
+        trainer.set_final_sae_metadata()
+        temporary = self.out / f"inference{TEMPORARY_SUFFIX}"
+        with explained(self.out):
+            trainer.sae.save_inference_model(temporary)
+            _sync_files(temporary)
+            for name in (SAELENS_WEIGHTS, SAELENS_CONFIG):
+                (temporary / name).replace(self.out / name)
+            temporary.rmdir()
+        fit = measure_fit(load_sae(self.out, self.teacher.device), self.batches.buffer(0))
+        tokens = self.steps * settings.batch_tokens
+        # The teacher runs for whole buffers; the few activations that fill no batch are counted too.
+        read = -(-self.steps // self.batches.batches_per_buffer) * self.batches.buffer_windows * window
+        record = {
+            **self.identity,
+            "teacher": settings.teacher,
+            "teacher_fingerprint": self.teacher.fingerprint,
+            "block": settings.block,
+            "latents": settings.latents,
+            "k": settings.k,
+            "tokens": tokens,
+            "flops": activation_flops(self.teacher, window) * read
+            + sae_step_flops(self.teacher.width, settings.latents) * tokens,
+            "seconds": self.seconds,
+            "fit": fit._asdict(),
+            "dead_share": float(trainer.dead_neurons.float().mean()),
+        }
+        write_json(self.out / RECORD, record)
+        for folder in self.out.glob("checkpoint-*"):
+            shutil.rmtree(folder)
+        return record
+
+
+def _saelens_trainer(settings: SaeTrainSettings, teacher: Teacher, steps: int) -> Any:
+    # Imported here: it takes seconds, and nothing else of this package needs it.
+    from sae_lens import LoggingConfig, SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.saes.sae import SAEMetadata
+
+    torch.manual_seed(settings.seed)
+    device = str(teacher.device)
+    config = TopKTrainingSAEConfig(
+        d_in=teacher.width,
+        d_sae=settings.latents,
+        k=settings.k,
+        device=device,
+        normalize_activations="expected_average_only_in",
+        metadata=SAEMetadata(
+            model_name=settings.teacher,
+            hook_name=f"blocks.{settings.block}.hook_resid_post",
+            context_size=settings.window,
+            prepend_bos=False,
+        ),
+    )
+    return SAETrainer(
+        SAETrainerConfig(
+            total_training_samples=steps * settings.batch_tokens,
+            train_batch_size_samples=settings.batch_tokens,
+            lr=settings.lr,
+            lr_end=settings.lr,
+            lr_warm_up_steps=int(settings.warm_up * steps),
+            lr_decay_steps=int(settings.decay * steps),
+            device=device,
+            dead_feature_window=settings.dead_steps or min(1000, max(1, steps // 10)),
+            feature_sampling_window=steps + 1,
+            logger=LoggingConfig(log_to_wandb=False),
+        ),
+        TopKTrainingSAE(config),
+        data_provider=iter(()),
+    )
+
+
+@torch.no_grad()
+def _note(output: Any, trainer: Any) -> str:
+    error = (output.sae_out - output.sae_in).square().sum()
+    variance = (output.sae_in - output.sae_in.mean(0)).square().sum()
+    return f"fvu {float(error / variance):.3f} dead {float(trainer.dead_neurons.float().mean()):.0%}"
+
+
+def _refuse_other(out: Path, found: dict[str, Any], identity: dict[str, Any]) -> None:
+    if "settings" not in found:
+        raise UserError(f"out={out} holds an SAE that was not trained here: choose another folder")
+    for key, now in identity["settings"].items():
+        if found["settings"].get(key) != now:
+            raise UserError(
+                f"out={out} holds an SAE trained with another {key} ({found['settings'].get(key)}, now {now}): choose "
+                "another folder or delete that one"
+            )
+    if found["dataset"] != identity["dataset"]:
+        raise UserError(f"out={out} holds an SAE trained on another dataset: choose another folder")
+
+
+def _sync_files(folder: Path) -> None:
+    import os
+
+    for path in folder.iterdir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())

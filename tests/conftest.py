@@ -1,0 +1,41 @@
+"""Fixtures shared by the rooms: small real objects, made once a session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory):
+    """A dataset folder of about 33,000 tokens, opened."""
+    from cocomix.testing.text import tiny_dataset
+
+    return tiny_dataset(tmp_path_factory.mktemp("text") / "data")
+
+
+@pytest.fixture(autouse=True)
+def _two_threads():
+    """Bit-for-bit comparisons need the same number of threads throughout."""
+    import torch
+
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]):
+    """Runs a command line in this process: (exit code, stdout, stderr)."""
+    from cocomix.cli import main
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from cocomix.config import load_settings
+from cocomix.data.batches import sample_batch
+from cocomix.errors import UserError
+from cocomix.losses.terms import loss_terms
+from cocomix.stopping import Stopped
+from cocomix.testing.models import tiny_model
+from cocomix.train.build import build_optimizer, learning_rate
+from cocomix.train.checkpoint import checkpoint_folders
+from cocomix.train.metrics import read_lines
+from cocomix.train.run import Run, train
+from cocomix.train.settings import OptimizerSettings, ScheduleSettings, TrainSettings
+from cocomix.train.step import NonFinite, train_step
+
+BACKBONE = "model.backbone={model_type: gpt2, n_embd: 32, n_layer: 4, n_head: 4}"
+
+
+def settings(dataset, run: Path, *words: str) -> TrainSettings:
+    return load_settings(
+        TrainSettings,
+        [f"data.path={dataset.folder}", f"run={run}", BACKBONE, "steps=10", "batch_windows=4", "checkpoints=1",
+         "evaluations=2", "eval_documents=2", "optimizer.lr=3e-3", "schedule.warmup=0.1", *words],
+    )  # fmt: skip
+
+
+def comparable(run: Path) -> list[dict]:
+    """Metrics without what a clock measured."""
+    clock = ("seconds", "tokens_per_second", "mfu")
+    return [{k: v for k, v in line.items() if k not in clock} for line in read_lines(run / "metrics.jsonl")]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint_folders(run)[-1] / "model.safetensors")
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """A process that dies right behind the checkpoint of ``step``."""
+    import cocomix.train.run as module
+
+    real = module.save_checkpoint
+
+    def save_and_die(run, model, optimizer, counters, keep):
+        real(run, model, optimizer, counters, keep)
+        if counters.step == step:
+            raise Interrupted
+
+    monkeypatch.setattr(module, "save_checkpoint", save_and_die)
+
+
+# The dataset's train split has about 900 windows of 32: with 256 windows a step, step 4 begins the second epoch.
+@pytest.mark.parametrize(("dies_at", "batch"), [(4, 4), (7, 256)], ids=["within-an-epoch", "behind-its-end"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_resumed_run_equals_straight_run(dataset, tmp_path, monkeypatch, dies_at, batch, dropout):
+    words = [f"batch_windows={batch}", f"model.backbone.resid_pdrop={dropout}", "checkpoints=10"]
+    if batch == 256:
+        assert dies_at * batch > dataset.split("train").count(dataset.window) > batch
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    train(settings(dataset, straight, *words))
+    with monkeypatch.context() as patch:
+        stop_after(patch, dies_at)
+        with pytest.raises(Interrupted):
+            train(settings(dataset, broken, *words))
+    # What a dying process leaves: lines beyond the checkpoint and half a line.
+    with (broken / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": dies_at + 1, "losses": {}}) + '\n{"step": 99, "lo')
+    train(settings(dataset, broken, *words))
+    assert comparable(broken) == comparable(straight)
+    assert [line["step"] for line in comparable(straight)] == list(range(1, 11))
+    for name, tensor in weights(straight).items():
+        assert torch.equal(tensor, weights(broken)[name]), name
+
+
+def test_micro_batches_do_not_change_what_a_step_does(dataset):
+    results = []
+    for parts in (1, 4):
+        model = tiny_model(mixer="none", backbone={"vocab_size": dataset.vocab_size}).train()
+        batch = sample_batch(dataset.split("train"), dataset.window, 0, 0, 8, {})
+        optimizer = build_optimizer(model, OptimizerSettings(lr=1e-3))
+        result = train_step(model, loss_terms({"ntp": 1.0}), batch.split(parts), optimizer, clip=1.0)
+        results.append((result, [p.detach().clone() for p in model.parameters()]))
+    (one, weights_one), (four, weights_four) = results
+    assert one.losses["ntp"] == pytest.approx(four.losses["ntp"], abs=1e-6)
+    assert one.grad_norm == pytest.approx(four.grad_norm, rel=1e-5)
+    for a, b in zip(weights_one, weights_four, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_finished_run_trains_no_more_and_is_exported_as_a_plain_model(dataset, tmp_path):
+    first = train(settings(dataset, tmp_path / "run"))
+    again = train(settings(dataset, tmp_path / "run"))
+    assert first["evaluation"] == again["evaluation"]
+    assert first["finished"]
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "export")
+    assert type(plain).__name__ == "GPT2LMHeadModel"
+    run = Run(settings(dataset, tmp_path / "run"))
+    run.resume()
+    ids = torch.randint(1, dataset.vocab_size, (2, 16))
+    with torch.no_grad():
+        torch.testing.assert_close(plain.eval()(ids).logits, run.model.eval()(ids).logits, atol=1e-5, rtol=0)
+
+
+def test_metrics_count_tokens_operations_and_means(dataset, tmp_path):
+    train(settings(dataset, tmp_path / "run"))
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    described = json.loads((tmp_path / "run" / "run.json").read_text())
+    per_token = described["flops_per_token"]["student"]
+    assert [line["tokens"] for line in lines] == [4 * 32 * s for s in range(1, 11)]
+    assert lines[-1]["flops"]["student"] == pytest.approx(per_token * 4 * 32 * 10)
+    assert lines[0]["losses"]["ntp"] == pytest.approx(math.log(dataset.vocab_size), abs=0.2)
+    assert lines[-1]["losses"]["ntp"] < lines[0]["losses"]["ntp"] - 0.3
+    evals = read_lines(tmp_path / "run" / "evals.jsonl")
+    assert [line["step"] for line in evals] == [5, 10]
+    assert evals[1]["documents"] == 2
+
+
+def test_evaluation_does_not_touch_training(dataset, tmp_path):
+    words = ("model.backbone.resid_pdrop=0.1",)
+    train(settings(dataset, tmp_path / "few", "evaluations=1", *words))
+    train(settings(dataset, tmp_path / "many", "evaluations=10", *words))
+    assert comparable(tmp_path / "few") == comparable(tmp_path / "many")
+
+
+def test_a_stop_signal_saves_and_the_same_command_goes_on(dataset, tmp_path):
+    run = tmp_path / "run"
+    words = [f"data.path={dataset.folder}", f"run={run}", BACKBONE, "steps=100000", "batch_windows=4", "checkpoints=1"]
+    command = [sys.executable, "-m", "cocomix", "train", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if len(read_lines(run / "metrics.jsonl")) >= 5:
+            break
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert process.returncode == 75, err
+    assert "is saved at step" in err
+    saved = int(checkpoint_folders(run)[-1].name.removeprefix("step-"))
+    assert saved == read_lines(run / "metrics.jsonl")[-1]["step"] >= 5
+    resumed = Run(load_settings(TrainSettings, words))
+    resumed.resume()
+    assert resumed.counters.step == saved
+
+
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [("optimizer.lr=1e-2", "optimizer.lr"), ("seed=1", "seed"), ("model.backbone.n_embd=48", "model.backbone.n_embd"),
+     ("batch_windows=8", "batch_windows")],
+)  # fmt: skip
+def test_resuming_with_another_setting_names_the_difference(dataset, tmp_path, word, named):
+    train(settings(dataset, tmp_path / "run", "steps=2"))
+    with pytest.raises(UserError, match=f"another {named} "):
+        train(settings(dataset, tmp_path / "run", "steps=4", word))
+
+
+def damage(path: Path, how: str) -> None:
+    if how == "missing":
+        path.unlink()
+    elif how == "truncated":
+        os.truncate(path, path.stat().st_size // 2)
+    else:
+        content = bytearray(path.read_bytes())
+        content[-7] ^= 4
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "altered"])
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "counters.json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_kept(dataset, tmp_path, file, how):
+    run = tmp_path / "run"
+    train(settings(dataset, run, "checkpoints=2"))
+    before, last = checkpoint_folders(run)
+    damage(last / file, how)
+    with pytest.raises(UserError, match=rf"{last.name}/{file} is .*remove .*{last.name} to go on from the one before"):
+        train(settings(dataset, run, "checkpoints=2", "steps=12"))
+    assert (before / "model.safetensors").is_file()
+
+
+def test_a_half_written_checkpoint_does_not_count(dataset, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    train(settings(dataset, run, "steps=2"))
+    import cocomix.train.checkpoint as module
+
+    def full_disk(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_file", full_disk)
+        with pytest.raises(UserError, match="no space left on the disk while writing"):
+            train(settings(dataset, run, "steps=4"))
+    assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["step-00000002"]
+    assert train(settings(dataset, run, "steps=4"))["evaluation"]["step"] == 4
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_change(dataset, tmp_path):
+    run = Run(settings(dataset, tmp_path / "run"))
+    with torch.no_grad():
+        run.model.backbone.wte.weight[5:] = float("nan")
+    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    batch = sample_batch(run.split, run.window, 0, 0, 2, {})
+    with pytest.raises(NonFinite, match=rf"loss ntp is nan on windows {batch.window_ids[0]}, {batch.window_ids[1]}"):
+        train_step(run.model, run.terms, [batch], run.optimizer, 1.0)
+    for name, tensor in run.model.state_dict().items():
+        assert torch.equal(tensor.nan_to_num(), before[name].nan_to_num())
+
+
+def test_learning_rate_warms_up_falls_to_its_end_and_is_never_zero():
+    rates = [learning_rate(s, 300, 1.0, ScheduleSettings(warmup=0.1)) for s in range(300)]
+    assert rates[0] == pytest.approx(1 / 30)
+    assert max(rates) == rates[29] == 1.0
+    assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+    assert all(a > b for a, b in itertools.pairwise(rates[30:]))
+    assert learning_rate(299, 300, 1.0, ScheduleSettings(kind="constant")) == 1.0
+
+
+def test_text_shorter_than_a_window_is_refused(dataset, tmp_path):
+    with pytest.raises(UserError, match="fewer than a window of 50000"):
+        Run(settings(dataset, tmp_path / "run", "data.window=50000"))
+
+
+def test_stopped_is_not_a_user_error():
+    assert not issubclass(Stopped, UserError)
