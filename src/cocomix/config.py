@@ -47,9 +47,7 @@ def find_recipe(name: str) -> Path:
     for candidate in (Path(name), recipes_folder() / name, recipes_folder() / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
-    known = sorted(
-        p.relative_to(recipes_folder()).with_suffix("").as_posix() for p in recipes_folder().rglob("*.yaml")
-    )
+    known = sorted(p.relative_to(recipes_folder()).with_suffix("").as_posix() for p in recipes_folder().rglob("*.yaml"))
     raise UserError(
         f"no recipe {name!r}{near_name(name, known)}: give a YAML file or one of {', '.join(known) or '(none)'}"
     )

@@ -20,8 +20,8 @@ class Stage:
     name: str
     does: str
     """What it does, for the user, in a few words."""
-    seconds: float
-    """About how long it takes, for the user."""
+    expect: Callable[[], float]
+    """About how many seconds it takes; asked only when it is about to run."""
     outputs: tuple[str, ...]
     """Files and folders that it makes, relative to the job's folder."""
     settings: Any
@@ -50,18 +50,18 @@ class Job:
                 continue
             if known.get("key") != key:
                 self._clear(stage)
-            self.record[stage.name] = {"key": key, "done": False, "seconds": known.get("seconds", 0.0), "facts": {}}
+            spent = known.get("seconds", 0.0) if known.get("key") == key else 0.0
+            entry: dict[str, Any] = {"key": key, "does": stage.does, "done": False, "seconds": spent, "facts": {}}
+            self.record[stage.name] = entry
             self._write()
-            say(f"{head}: about {stage.seconds:.0f} s")
+            say(f"{head}: about {stage.expect():.0f} s")
             start = time.monotonic()
-            entry = self.record[stage.name]
-            before = entry["seconds"] if known.get("key") == key else 0.0
             try:
                 entry["facts"] = stage.work() or {}
                 entry["done"] = True
             finally:
                 # An interrupted stage keeps the time it took so far: the report counts all of it.
-                entry["seconds"] = before + time.monotonic() - start
+                entry["seconds"] = spent + time.monotonic() - start
                 self._write()
         return self.record
 

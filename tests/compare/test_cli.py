@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from cocomix.cli import main
 from cocomix.testing.run_folders import MadeUpRun
 
 
@@ -16,28 +15,30 @@ def runs(tmp_path):
     return [str(MadeUpRun(method=m, losses=losses).write(tmp_path / m)) for m, losses in made.items()]
 
 
-def test_table_and_verdict_are_printed_and_the_report_lies_beside_the_runs(tmp_path, runs, capsys):
-    assert main(["compare", *runs]) == 0
-    told = capsys.readouterr()
-    assert "cocomix against ntp: At equal tokens (1M) cocomix ends 0.100 nats" in " ".join(told.out.split())
+def test_table_and_verdict_are_printed_and_the_report_lies_beside_the_runs(tmp_path, runs, cli):
+    code, out, err = cli("compare", *runs)
+    assert code == 0
+    assert "cocomix against ntp: At equal tokens (1M) cocomix ends 0.100 nats" in " ".join(out.split())
     assert (tmp_path / "comparison" / "index.html").is_file()
-    assert str(tmp_path / "comparison" / "index.html") in told.err
+    assert str(tmp_path / "comparison" / "index.html") in err
     assert (tmp_path / "comparison" / "plots" / "loss-tokens.svg").is_file()
 
 
-def test_json_on_stdout_is_the_summary(tmp_path, runs, capsys):
-    assert main(["compare", *runs, f"out={tmp_path / 'here'}", "baseline=cocomix", "--json"]) == 0
-    printed = json.loads(capsys.readouterr().out)
+def test_json_on_stdout_is_the_summary(tmp_path, runs, cli):
+    code, out, _ = cli("compare", *runs, f"out={tmp_path / 'here'}", "baseline=cocomix", "--json")
+    assert code == 0
+    printed = json.loads(out)
     assert printed == json.loads((tmp_path / "here" / "summary.json").read_text())
     assert printed["baseline"] == "cocomix"
     assert printed["pairs"][0]["tokens_saved"] is None
     assert not (tmp_path / "comparison").exists()
 
 
-def test_earlier_comparison_among_the_runs_is_passed_over(tmp_path, runs, capsys):
-    main(["compare", *runs])
-    assert main(["compare", *runs, str(tmp_path / "comparison")]) == 0
-    assert "holds an earlier comparison, no run: passed over" in capsys.readouterr().err
+def test_earlier_comparison_among_the_runs_is_passed_over(tmp_path, runs, cli):
+    cli("compare", *runs)
+    code, _, err = cli("compare", *runs, tmp_path / "comparison")
+    assert code == 0
+    assert "holds an earlier comparison, no run: passed over" in err
 
 
 @pytest.mark.parametrize(
@@ -48,15 +49,15 @@ def test_earlier_comparison_among_the_runs_is_passed_over(tmp_path, runs, capsys
         (["basline=ntp"], "unknown setting 'basline' (did you mean 'baseline'?)"),
     ],
 )
-def test_mistake_is_one_sentence_and_exit_2(words, message, capsys):
-    assert main(["compare", *words]) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert "Traceback" not in told
+def test_mistake_is_one_sentence_and_exit_2(words, message, cli):
+    code, out, err = cli("compare", *words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
 
 
-def test_help_names_the_settings(capsys):
-    assert main(["compare", "--help"]) == 0
-    told = capsys.readouterr().out
-    assert "baseline" in told
-    assert "Example: cocomix compare runs/ntp runs/cocomix" in told
+def test_help_names_the_settings(cli):
+    code, out, _ = cli("compare", "--help")
+    assert code == 0
+    assert "baseline" in out
+    assert "Example: cocomix compare runs/ntp runs/cocomix" in out

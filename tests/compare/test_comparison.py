@@ -288,6 +288,25 @@ def test_loss_between_evaluations_lies_on_a_line_in_the_logarithm_of_tokens():
     assert curve.tokens_to_reach(2.9) is None
 
 
+def test_bounce_before_the_crossing_is_passed_by_the_running_minimum():
+    tokens = np.array([100.0, 200.0, 400.0, 800.0])
+    curve = Curve(tokens, np.array([6.0, 4.4, 4.8, 4.0]), {})
+    assert curve.tokens_to_reach(4.2) == pytest.approx(400 * math.sqrt(2))
+
+
+def test_labels_of_a_second_epoch_cost_no_more_seconds(tmp_path):
+    folder = cocomix(label_flops_per_token=3e6, label_seconds_per_token=1e-4).write(tmp_path / "run")
+    path = folder / "evals.jsonl"
+    path.write_text(path.read_text().replace('"teacher": 3000000000000.0', '"teacher": 1500000000000.0'))
+    (found,) = summary(compare([load_run(folder)]))["runs"]
+    assert found["costs"]["seconds"] == {
+        "student": pytest.approx(100.0),
+        "labels": pytest.approx(50.0),
+        "teacher": None,
+        "sae": None,
+    }
+
+
 def test_comparing_and_reporting_never_import_torch():
     code = (
         "import sys, cocomix.compare.summary, cocomix.report.page, cocomix.cli.compare;sys.exit('torch' in sys.modules)"

@@ -103,7 +103,7 @@ def test_changed_bytes_are_found_by_verify(dataset: Dataset) -> None:
 
 
 def test_folder_without_a_manifest_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no dataset.json; make one with 'cocomix data prepare"):
+    with pytest.raises(UserError, match=r"holds no dataset\.json; make one with 'cocomix data prepare"):
         Dataset.open(tmp_path)
 
 

@@ -34,7 +34,8 @@ def test_epochs_and_seeds_differ(count: int, seed: int) -> None:
 
 
 def test_order_is_pinned() -> None:
-    """A resumed run relies on it: another order for the same seed would repeat some windows and miss others."""
+    """A resumed run relies on it: another order for the same seed would repeat some windows and miss
+    others."""
     assert window_ids(10, 0, 0, 20).tolist() == PINNED
 
 

@@ -117,7 +117,7 @@ def test_cuts_do_not_depend_on_the_pieces_that_are_read(tmp_path_factory: pytest
 
 
 def test_separator_cuts_a_text_file(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.txt", "one\n<|endoftext|>\ntwo\n\nstill two<|endoftext|>three\n".encode())
+    path = write(tmp_path / "a.txt", b"one\n<|endoftext|>\ntwo\n\nstill two<|endoftext|>three\n")
     assert read(path, separator="<|endoftext|>") == ["one", "two\n\nstill two", "three"]
 
 
@@ -155,6 +155,7 @@ def test_null_is_an_empty_text(tmp_path: Path) -> None:
         ("a.parquet", b"PAR1 no parquet", r"a\.parquet is no whole parquet file"),
         ("a.md", b"text", r"a\.md is of no type that can be read: give \.txt"),
     ],
+    ids=lambda value: "" if isinstance(value, bytes) else None,
 )
 def test_bad_file_is_told_in_one_sentence(tmp_path: Path, name: str, data: bytes, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence) as told:
@@ -195,7 +196,7 @@ def test_path_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_unreachable_hub_dataset_says_what_to_do_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     settings = PrepareSettings(source="nobody/nothing", out=str(tmp_path))
-    with pytest.raises(UserError, match="nobody/nothing is no file or folder here, .* download the text"):
+    with pytest.raises(UserError, match=r"nobody/nothing is no file or folder here, .* download the text"):
         open_source(settings)
 
 

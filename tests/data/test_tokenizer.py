@@ -88,7 +88,7 @@ def test_tokenizer_of_a_dataset_or_model_folder_is_found(trained: PreTrainedToke
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="tokenizer=.*nothing: there is no such folder"):
+    with pytest.raises(UserError, match=r"tokenizer=.*nothing: there is no such folder"):
         load_tokenizer(str(tmp_path / "nothing"))
 
 

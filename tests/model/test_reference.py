@@ -49,9 +49,7 @@ def reference(file: str, weights: str) -> tuple[CoCoMixForCausalLM, dict[str, Te
             concept_k=int(meta["concept_num"]),
         )
     )
-    state = dict(
-        ours(name.removeprefix(weights), value) for name, value in tensors.items() if name.startswith(weights)
-    )
+    state = dict(ours(name.removeprefix(weights), value) for name, value in tensors.items() if name.startswith(weights))
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert missing == ["lm_head.weight"]
     assert not unexpected

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
 from cocomix.compare.comparison import Comparison, compare
 from cocomix.compare.runs import load_run
+from cocomix.report.page import write_comparison, write_quickstart
 from cocomix.report.sections import Sections
 from cocomix.testing.run_folders import MadeUpRun
 
-HOSTILE = "<script>alert('x')</script> & \"$a_b$\""
+HOSTILE = "$a_b$ <script>alert('x')</script> & \"q\""
 GRID = tuple(range(100_000, 1_000_001, 100_000))
 
 
@@ -19,13 +21,14 @@ def losses(scale: float, seed: int) -> tuple[float, ...]:
     return tuple(10 - 0.5 * math.log(t / scale) + 0.01 * seed for t in GRID)
 
 
-@pytest.fixture
-def comparison(tmp_path) -> Comparison:
+@pytest.fixture(scope="session")
+def comparison(tmp_path_factory) -> Comparison:
+    root = tmp_path_factory.mktemp("runs")
     upstream = {"teacher": {"flops": 2e12, "seconds": 20.0}, "sae": {"flops": 1e12, "seconds": 10.0}}
     teacher = {"label_flops_per_token": 3e6, "label_seconds_per_token": 5e-5, "upstream": upstream}
     folders = [
         MadeUpRun(method=method, seed=seed, tokens=GRID, losses=losses(scale, seed), **costs).write(
-            tmp_path / "runs" / f"run-{number}-{seed}"
+            root / f"run-{number}-{seed}"
         )
         for number, (method, scale, costs) in enumerate(
             [("ntp", 1.0, {}), ("cocomix", 1.2, teacher), ("cocomix_add", 0.7, teacher), (HOSTILE, 0.9, {})]
@@ -35,7 +38,7 @@ def comparison(tmp_path) -> Comparison:
     return compare([load_run(folder) for folder in folders])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def sections() -> Sections:
     cross_entropy = {"clean": 3.741, "reconstructed": 3.829, "ablated": 7.21, "recovered": 0.975}
     concept = {
@@ -81,4 +84,14 @@ def sections() -> Sections:
             "unsteered": f"plain {HOSTILE}",
             "samples": [{"edit": "×5", "text": "rivers " + "r" * 300}],
         },
+    }
+
+
+@pytest.fixture(scope="session")
+def reports(tmp_path_factory, comparison, sections) -> dict[str, Path]:
+    """The pages of both kinds of report."""
+    root = tmp_path_factory.mktemp("reports")
+    return {
+        "comparison": write_comparison(comparison, root / "comparison"),
+        "quickstart": write_quickstart(root / "quickstart", comparison, sections),
     }

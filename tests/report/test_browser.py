@@ -7,8 +7,6 @@ import shutil
 
 import pytest
 
-from cocomix.report.page import write_comparison, write_quickstart
-
 REQUIRED = os.environ.get("COCOMIX_REQUIRE_BROWSER") == "1"
 QUIET = [
     "--no-sandbox",
@@ -43,11 +41,8 @@ def _missing(what):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("kind", ["comparison", "quickstart"])
-def test_page_fits_and_is_quiet(tmp_path, browser, comparison, sections, kind, width, scheme):
-    if kind == "comparison":
-        path = write_comparison(comparison, tmp_path / "out")
-    else:
-        path = write_quickstart(tmp_path / "out", comparison, sections)
+def test_page_fits_and_is_quiet(browser, reports, kind, width, scheme):
+    path = reports[kind]
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     complaints, requests = [], []
     page.on("console", lambda message: complaints.append(message.text))

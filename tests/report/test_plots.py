@@ -34,6 +34,8 @@ def test_methods_are_named_at_their_curves(comparison):
     named = texts(loss_plot(comparison, "tokens"))
     assert {"ntp", "cocomix", "cocomix_add"} <= set(named)
     assert "training tokens" in named
+    # neither read as mathematics nor as markup, and cut where it would take the curves' room
+    assert "$a_b$ <script>alert('…" in named
 
 
 @pytest.mark.parametrize(("axis", "dashed"), [("tokens", False), ("flops", True), ("seconds", True)])

@@ -32,9 +32,7 @@ class Verb(typer.core.TyperCommand):
 
 def group(help_text: str) -> typer.Typer:
     """A group of verbs with the house's behaviour."""
-    return typer.Typer(
-        no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=help_text
-    )
+    return typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=help_text)
 
 
 app = group(
@@ -45,7 +43,7 @@ app = group(
 )
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool | None) -> None:
     if wanted:
         print(__version__)
         raise typer.Exit
@@ -53,7 +51,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(
+    version: bool | None = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
@@ -83,8 +81,14 @@ GROUPS = {
 
 VERBS: list[tuple[str, str, str]] = [
     # verb, file in cli/, settings class whose fields its --help lists
+    ("quickstart", "quickstart", "cocomix.quickstart.settings:QuickstartSettings"),
     ("data prepare", "data", "cocomix.data.settings:PrepareSettings"),
     ("data verify", "data", ""),
+    ("sae train", "sae", "cocomix.concepts.settings:SaeTrainSettings"),
+    ("sae check", "sae", "cocomix.concepts.settings:SaeCheckSettings"),
+    ("concepts extract", "concepts", "cocomix.concepts.settings:ExtractSettings"),
+    ("concepts atlas", "concepts", "cocomix.concepts.settings:AtlasSettings"),
+    ("concepts show", "concepts", "cocomix.concepts.settings:ShowSettings"),
     ("train", "train", "cocomix.train.settings:TrainSettings"),
     ("eval", "eval", "cocomix.evaluate.settings:EvalSettings"),
     ("compare", "compare", "cocomix.compare.settings:CompareSettings"),

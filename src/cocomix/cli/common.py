@@ -12,9 +12,7 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", help="A YAML recipe and settings that go over it."),
 ]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, see the list below.")
-]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, see the list below.")]
 
 
 def show(result: dict[str, Any], text: str, as_json: bool) -> None:

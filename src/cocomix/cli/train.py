@@ -12,7 +12,7 @@ def train(words: Words = None, as_json: Json = False) -> None:
     folder holds recipe.yaml, metrics.jsonl, evals.jsonl, checkpoints/ and, at the end, export/ (a folder that
     transformers' from_pretrained loads).
 
-    Example: cocomix train ntp data.path=data/mine run=runs/ntp tokens=20000000
+    Example: cocomix train tiny/ntp data.path=data/mine run=runs/ntp tokens=2000000
     """
     from cocomix.config import load_settings
     from cocomix.train.run import train as run

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from cocomix.compare.curves import Curve, curve, upstream
+from cocomix.compare.curves import Curve, curve
 from cocomix.compare.pairs import Pair, seed_pair
 from cocomix.compare.runs import Run
 from cocomix.compare.wording import count, share
@@ -108,13 +108,11 @@ def _pair(theirs: Sequence[Entry], ours: Sequence[Entry], shared_by: int) -> Pai
             f"({count(active[1])} against {count(active[0])})."
         )
     notes += [note for couple in couples for entry in couple if (note := _past_best(entry))]
-    upstreams = [upstream(couples[0][1].run, kind) for kind in ("flops", "seconds")]
     return Pair(
         baseline=base,
         candidate=group,
         by_seed=tuple(seed_pair(c.run.seed, b.curve, c.curve) for b, c in couples if b.curve and c.curve),
         shared_by=shared_by,
-        upstream_known=all(part is not None for both in upstreams for part in both),
         has_teacher=couples[0][1].run.manifest.labels is not None
         or any(e.flops.teacher > 0 for e in couples[0][1].run.evaluations),
         notes=tuple(dict.fromkeys(notes)),

@@ -100,8 +100,6 @@ class Pair:
     by_seed: tuple[SeedPair, ...]
     shared_by: int
     """Number of runs that the training of the candidate's teacher and SAE is shared over."""
-    upstream_known: bool
-    """Whether all of the candidate's upstream cost is known."""
     has_teacher: bool
     """Whether the candidate pays a teacher at all."""
     notes: tuple[str, ...] = ()

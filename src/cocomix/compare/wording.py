@@ -103,13 +103,15 @@ def _to_the_same_loss(pair: Pair) -> str:
 
 
 def _costs(pair: Pair, tokens: float, of_flops: float | None, of_seconds: float | None) -> str:
-    counted = " (the teacher's labels counted)" if pair.has_teacher else ""
     words = [saving(tokens, "tokens")]
     if of_flops is not None:
-        words.append(saving(of_flops, "FLOPs") + counted)
+        words.append(saving(of_flops, "FLOPs"))
     if of_seconds is not None:
         words.append(saving(of_seconds, "seconds"))
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+    if len(words) == 1:
+        return words[0]
+    counted = " (the teacher's labels counted)" if pair.has_teacher else ""
+    return ", ".join(words[:-1]) + " and " + words[-1] + counted
 
 
 def _certainty(pair: Pair) -> str:

@@ -39,9 +39,7 @@ class ActivationBatches:
 
     def buffer(self, number: int) -> Float[Tensor, "N D"]:
         """The shuffled activations of buffer ``number``, float32."""
-        ids = window_ids(
-            self.split.count(self.window), self.seed, number * self.buffer_windows, self.buffer_windows
-        )
+        ids = window_ids(self.split.count(self.window), self.seed, number * self.buffer_windows, self.buffer_windows)
         parts = []
         for first in range(0, len(ids), self.batch_windows):
             tokens = torch.from_numpy(self.split.read(ids[first : first + self.batch_windows], self.window))
@@ -55,6 +53,5 @@ class ActivationBatches:
         number, skip = divmod(step, self.batches_per_buffer)
         while True:
             x = self.buffer(number)
-            for batch in x.split(self.batch_tokens)[skip : self.batches_per_buffer]:
-                yield batch
+            yield from x.split(self.batch_tokens)[skip : self.batches_per_buffer]
             number, skip = number + 1, 0

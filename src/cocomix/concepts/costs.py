@@ -32,9 +32,7 @@ class LabelFlops(NamedTuple):
         return sum(self)
 
 
-def label_flops(
-    teacher: Teacher, sae: SparseAutoencoder, settings: AttributionSettings, window: int
-) -> LabelFlops:
+def label_flops(teacher: Teacher, sae: SparseAutoencoder, settings: AttributionSettings, window: int) -> LabelFlops:
     """What :func:`cocomix.concepts.attribution.label_windows` costs a token, for windows of ``window`` tokens.
 
     A product with weights costs 2·in·out forward and the same backward (one operand needs a gradient); the two
@@ -61,9 +59,10 @@ def activation_flops(teacher: Teacher, window: int) -> float:
 
 
 def sae_step_flops(width: int, latents: int) -> float:
-    """A training step of a TopK autoencoder a token, with dense products: encoding and decoding forward, gradients
-    of both weights, and of the latents (none of the input); the loss on dead latents is left out."""
-    return 5 * 2.0 * width * latents
+    """A training step of a TopK autoencoder a token, with dense products: encoding and decoding, and backward both
+    operands of each (the decoder's bias is taken off the input, so it wants the input's gradient). The loss on
+    dead latents is left out."""
+    return 6 * 2.0 * width * latents
 
 
 def attention_flops(teacher: Teacher, window: int) -> float:

@@ -142,6 +142,7 @@ class Extraction:
         """Labels all windows that are not labelled yet."""
         total = sum(split.count(self.window) for split in splits) * self.window
         done = sum(self.state.windows.values()) * self.window
+        self.state.save()  # now that all checks have passed
         with self._stop, progress("labels, tokens", total, done) as bar:
             for split in splits:
                 first = 0
@@ -157,9 +158,7 @@ class Extraction:
         clock = last_sync = time.perf_counter()
         while done < count:
             end = min((done // size + 1) * size, count)
-            for writer, values in zip(
-                writers, self._labels(split, np.arange(first + done, first + end)), strict=True
-            ):
+            for writer, values in zip(writers, self._labels(split, np.arange(first + done, first + end)), strict=True):
                 writer.append(values)
             now = time.perf_counter()
             bar.advance((end - done) * self.window, f"{(end - done) * self.window / (now - clock):,.0f} tokens/s")
@@ -198,9 +197,7 @@ class Extraction:
         return ids.astype(self.columns[0].dtype), strengths.reshape(shape)
 
 
-def _identity(
-    settings: ExtractSettings, dataset: Dataset, window: int, names: Names
-) -> dict[str, Any]:
+def _identity(settings: ExtractSettings, dataset: Dataset, window: int, names: Names) -> dict[str, Any]:
     """What labels are of: two extractions with the same identity give the same labels."""
     return {
         "dataset": dataset.fingerprint,
@@ -216,9 +213,7 @@ def _identity(
     }
 
 
-def _refuse_other(
-    folder: Path, found: dict[str, Any], identity: dict[str, Any], settings: ExtractSettings
-) -> None:
+def _refuse_other(folder: Path, found: dict[str, Any], identity: dict[str, Any], settings: ExtractSettings) -> None:
     for key, now in identity.items():
         old = found[key]
         pairs = [(f"{key}.{k}", old.get(k), v) for k, v in now.items()] if isinstance(now, dict) else [(key, old, now)]
@@ -239,9 +234,7 @@ def _open_state(folder: Path, identity: dict[str, Any], settings: ExtractSetting
     if not path.is_file():
         if folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"{folder} holds files but no labels: give another name=… or delete that folder")
-        state = State(path, identity)
-        state.save()
-        return state
+        return State(path, identity)
     saved = read_json(path, "the state of an extraction")
     _refuse_other(folder, saved["identity"], identity, settings)
     say(f"{folder}: going on behind {sum(saved['windows'].values()):,} windows")

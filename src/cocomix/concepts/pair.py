@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from cocomix.data.dataset import Dataset
 from cocomix.errors import UserError
 
 
+@runtime_checkable
 class PairSettings(Protocol):
     """What says which teacher and SAE are meant; ``teacher`` and ``block`` may be left to the SAE's record."""
 
@@ -66,9 +67,7 @@ def named(settings: PairSettings) -> Names:
     return Names(str(teacher), int(block))  # type: ignore[arg-type]
 
 
-def load_pair(
-    settings: PairSettings, names: Names, dataset: Dataset, window: int
-) -> tuple[Teacher, SparseAutoencoder]:
+def load_pair(settings: PairSettings, names: Names, dataset: Dataset, window: int) -> tuple[Teacher, SparseAutoencoder]:
     """Both on the settings' device; raises :class:`UserError` when their widths differ."""
     device = pick_device(settings.device)
     sae = load_sae(settings.sae, device)
@@ -91,9 +90,7 @@ def measure_fit(sae: SparseAutoencoder, x: Float[Tensor, "N D"]) -> Fit:
     return Fit(float((values > 0).sum() / len(x)), float(error / variance))
 
 
-def check_fit(
-    teacher: Teacher, sae: SparseAutoencoder, dataset: Dataset, window: int, windows: int, batch: int
-) -> Fit:
+def check_fit(teacher: Teacher, sae: SparseAutoencoder, dataset: Dataset, window: int, windows: int, batch: int) -> Fit:
     """The fit on the first training windows."""
     split = dataset.split("train")
     ids = np.arange(min(windows, split.count(window)))

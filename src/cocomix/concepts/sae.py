@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -26,15 +26,14 @@ PRE_ACTIVATIONS_AT_ONCE = 1 << 24
 EPSILON = 1e-5
 
 
+@runtime_checkable
 class Activation(Protocol):
     """Which latents are active: pre-activations [N, C] → values and indices [N, width]."""
 
     width: int
     """Active latents a token, at most."""
 
-    def __call__(
-        self, pre: Float[Tensor, "N C"]
-    ) -> tuple[Float[Tensor, "N K"], Int[Tensor, "N K"]]: ...
+    def __call__(self, pre: Float[Tensor, "N C"]) -> tuple[Float[Tensor, "N K"], Int[Tensor, "N K"]]: ...
 
 
 class TopK:
@@ -209,9 +208,7 @@ def load_saelens(folder: Path) -> SparseAutoencoder:
     if config.get("rescale_acts_by_decoder_norm"):
         # Activations are compared after scaling by their decoder row's norm: the same as unit rows.
         norms = weights.W_dec.norm(dim=-1).clamp(min=1e-8)
-        weights = Weights(
-            weights.W_enc * norms, weights.b_enc * norms, weights.W_dec / norms[:, None], weights.b_dec
-        )
+        weights = Weights(weights.W_enc * norms, weights.b_enc * norms, weights.W_dec / norms[:, None], weights.b_dec)
     return SparseAutoencoder(
         weights,
         TopK(k),

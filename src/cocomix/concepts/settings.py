@@ -40,9 +40,7 @@ class TeacherSettings(Settings):
     """Where a teacher runs."""
 
     device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto: cuda where there is one")
-    dtype: Dtype = Field(
-        "auto", description="the teacher's precision; auto: bfloat16 on cuda, float32 elsewhere"
-    )
+    dtype: Dtype = Field("auto", description="the teacher's precision; auto: bfloat16 on cuda, float32 elsewhere")
 
 
 class ExtractSettings(TeacherSettings):

@@ -7,7 +7,7 @@ which transformers calls ``hidden_states[6]``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +46,7 @@ class _Enough(Exception):
 class Teacher:
     """A causal language model in evaluation mode, its parameters frozen, named by one block."""
 
-    def __init__(self, model: nn.Module, block: int, name: str = "", fingerprint: str = "") -> None:
+    def __init__(self, model: Any, block: int, name: str = "", fingerprint: str = "") -> None:
         self.model: Any = model.eval().requires_grad_(False)
         self.name = name
         self.fingerprint = fingerprint
@@ -78,11 +78,8 @@ class Teacher:
             found.append(states)
             raise _Enough
 
-        with torch.no_grad(), self._at_block(keep):
-            try:
-                self.model.base_model(input_ids=tokens.to(self.device), use_cache=False)
-            except _Enough:
-                pass
+        with torch.no_grad(), self._at_block(keep), suppress(_Enough):
+            self.model.base_model(input_ids=tokens.to(self.device), use_cache=False)
         return found[0]
 
     def loss_and_gradient(
@@ -104,7 +101,9 @@ class Teacher:
 
         with torch.enable_grad(), self._at_block(leaf):
             loss = self._cross_entropy(inputs, targets)
-        (gradient,) = torch.autograd.grad(loss, kept[1])
+        loss.backward()  # the leaf is all that wants a gradient
+        gradient = kept[1].grad
+        assert gradient is not None
         return Gradient(kept[0], gradient, loss.detach())
 
     def cross_entropy(
@@ -120,9 +119,7 @@ class Teacher:
 
     def _cross_entropy(self, inputs: Tensor, targets: Tensor) -> Tensor:
         logits = self.model(input_ids=inputs.to(self.device), use_cache=False).logits
-        return F.cross_entropy(
-            logits.float().flatten(0, 1), targets.to(self.device).flatten(), ignore_index=IGNORED
-        )
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.to(self.device).flatten(), ignore_index=IGNORED)
 
     @contextmanager
     def _at_block(self, function: Replace) -> Iterator[None]:
@@ -210,9 +207,7 @@ def teacher_folder(name: str) -> Path:
         except (OSError, ValueError):
             return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except Exception as error:  # the hub's client raises its own errors, requests' and httpx's
-        raise UserError(
-            f"teacher={name}: it is no folder here and the hub gave none ({first_line(error)})"
-        ) from error
+        raise UserError(f"teacher={name}: it is no folder here and the hub gave none ({first_line(error)})") from error
 
 
 def teacher_fingerprint(folder: Path) -> str:
@@ -226,9 +221,7 @@ def teacher_fingerprint(folder: Path) -> str:
     return sha256_json([sha256_file(file) for file in files])
 
 
-def load_teacher(
-    name: str, block: int, dataset: Dataset, window: int, device: torch.device, dtype: str
-) -> Teacher:
+def load_teacher(name: str, block: int, dataset: Dataset, window: int, device: torch.device, dtype: str) -> Teacher:
     """The model ``name`` (folder or hub id) from its safetensors, checked against the dataset.
 
     Raises :class:`UserError` when it is no causal language model, its tokenizer is not the dataset's, its context
@@ -241,7 +234,7 @@ def load_teacher(
     fingerprint = teacher_fingerprint(folder)
     logging.disable_progress_bar()
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
@@ -254,6 +247,7 @@ def load_teacher(
             f"teacher={name} cannot be loaded as a causal language model of transformers ({first_line(error)}): "
             "give a model's folder or hub id"
         ) from error
+    model, report = loaded
     if report["missing_keys"] or report["mismatched_keys"]:
         missing = ", ".join(sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[:3])
         raise UserError(f"teacher={name} lacks weights ({missing} …): it would be partly random, save it again")

@@ -53,9 +53,7 @@ class Batch:
         ]
 
 
-def read_batch(
-    split: Split, window: int, ids: Int[np.ndarray, " B"], columns: Mapping[str, ColumnSource]
-) -> Batch:
+def read_batch(split: Split, window: int, ids: Int[np.ndarray, " B"], columns: Mapping[str, ColumnSource]) -> Batch:
     """The batch of the given windows."""
     tokens = torch.from_numpy(split.read(ids, window))
     named = {name: torch.from_numpy(source.read(split.name, ids)) for name, source in columns.items()}

@@ -127,9 +127,7 @@ class Columns:
             maps.append(np.memmap(path, dtype=column.dtype, mode="r", shape=shape))
         return maps
 
-    def read(
-        self, split: str, column: str, window_ids: Int[np.ndarray, " N"]
-    ) -> Shaped[np.ndarray, "N T W"]:
+    def read(self, split: str, column: str, window_ids: Int[np.ndarray, " N"]) -> Shaped[np.ndarray, "N T W"]:
         """The column's values for windows of ``split``, [N, window, width], in the column's dtype."""
         ends, _ = self._splits[split]
         maps = self._maps[split, column]

@@ -39,9 +39,7 @@ class Shard:
 class Split:
     """The shards of one split (``train`` or ``val``), read through memory maps."""
 
-    def __init__(
-        self, name: str, shards: list[Shard], dtype: np.dtype[Any], eos_id: int, text_bytes: int | None
-    ):
+    def __init__(self, name: str, shards: list[Shard], dtype: np.dtype[Any], eos_id: int, text_bytes: int | None):
         self.name = name
         self.shards = tuple(shards)
         self.eos_id = eos_id
@@ -56,9 +54,7 @@ class Split:
 
     @functools.cached_property
     def _maps(self) -> list[np.ndarray]:
-        return [
-            np.memmap(s.path, dtype=self._dtype, mode="r") if s.tokens else np.empty(0) for s in self.shards
-        ]
+        return [np.memmap(s.path, dtype=self._dtype, mode="r") if s.tokens else np.empty(0) for s in self.shards]
 
     def windows_per_shard(self, length: int) -> list[int]:
         """Number of windows of ``length`` inputs in each shard."""
@@ -115,13 +111,9 @@ class Dataset:
         manifest = read_json(folder / MANIFEST, "a dataset manifest")
         missing = {"format", "tokenizer", "vocab_size", "eos_id", "dtype", "window", "splits"} - set(manifest)
         if missing:
-            raise UserError(
-                f"{folder / MANIFEST} lacks {', '.join(sorted(missing))}: prepare the dataset again"
-            )
+            raise UserError(f"{folder / MANIFEST} lacks {', '.join(sorted(missing))}: prepare the dataset again")
         if manifest["format"] != FORMAT:
-            raise UserError(
-                f"{folder / MANIFEST} has format {manifest['format']}, this version reads {FORMAT}"
-            )
+            raise UserError(f"{folder / MANIFEST} has format {manifest['format']}, this version reads {FORMAT}")
         return cls(folder, manifest)
 
     @classmethod
@@ -162,8 +154,7 @@ class Dataset:
     def verify(self) -> list[str]:
         """Re-hashes every shard; one sentence for each that is not what was written (more: verify.py)."""
         return [
-            f"{shard.path} is not what was written: its hash is {found[:12]}…, "
-            f"the manifest says {shard.sha256[:12]}…"
+            f"{shard.path} is not what was written: its hash is {found[:12]}…, the manifest says {shard.sha256[:12]}…"
             for name in self.manifest["splits"]
             for shard in self.split(name).shards
             if (found := sha256_file(shard.path)) != shard.sha256

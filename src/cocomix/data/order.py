@@ -30,9 +30,7 @@ def window_ids(count: int, seed: int, start: int, number: int) -> Int[np.ndarray
 
 def _permuted(positions: Int[np.ndarray, " N"], count: int, seed: int, epoch: int) -> Int[np.ndarray, " N"]:
     half = max(SMALLEST_HALF, (max(count - 1, 1).bit_length() + 1) // 2)
-    keys = np.array(
-        [_mix(np.uint64(seed), np.uint64(epoch), np.uint64(r)) for r in range(ROUNDS)], dtype=np.uint64
-    )
+    keys = np.array([_mix(np.uint64(seed), np.uint64(epoch), np.uint64(r)) for r in range(ROUNDS)], dtype=np.uint64)
     values = positions.astype(np.uint64)
     walking = np.ones(len(values), dtype=bool)
     while walking.any():
@@ -41,9 +39,7 @@ def _permuted(positions: Int[np.ndarray, " N"], count: int, seed: int, epoch: in
     return values.astype(np.int64)
 
 
-def _feistel(
-    values: UInt64[np.ndarray, " N"], keys: UInt64[np.ndarray, " R"], half: int
-) -> UInt64[np.ndarray, " N"]:
+def _feistel(values: UInt64[np.ndarray, " N"], keys: UInt64[np.ndarray, " R"], half: int) -> UInt64[np.ndarray, " N"]:
     mask = np.uint64((1 << half) - 1)
     left, right = values >> np.uint64(half), values & mask
     for key in keys:

@@ -54,7 +54,6 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
     or a folder that holds something made otherwise; :class:`Stopped` after a signal (run again, it goes
     on).
     """
-    out = Path(settings.out)
     if is_nanogpt_folder(settings.source):
         return take_in_place(settings)
     return prepare_from(open_source(settings), settings)

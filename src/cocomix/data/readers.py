@@ -87,8 +87,7 @@ def read_jsonl(path: Path, settings: PrepareSettings) -> Iterator[tuple[str, int
             continue
         if not isinstance(row, dict):
             raise UserError(
-                f"{where} is a JSON {type(row).__name__} where an object with the field "
-                f"{settings.field!r} is wanted"
+                f"{where} is a JSON {type(row).__name__} where an object with the field {settings.field!r} is wanted"
             )
         yield text_of(row, settings.field, where), read
 
@@ -111,9 +110,7 @@ def read_parquet(path: Path, settings: PrepareSettings) -> Iterator[tuple[str, i
                     text = text_of({settings.field: value}, settings.field, f"{path}, row {row}")
                     yield text, size * row // rows
     except pyarrow.ArrowException as error:
-        raise UserError(
-            f"{path} is no whole parquet file ({str(error).splitlines()[0]}): fetch it again"
-        ) from error
+        raise UserError(f"{path} is no whole parquet file ({str(error).splitlines()[0]}): fetch it again") from error
     except OSError as error:  # arrow tells of a page cut short by an OSError without a number
         if error.errno is not None:
             raise
@@ -138,9 +135,7 @@ def text_of(row: Mapping[str, Any], field: str, where: str) -> str:
 
 def _no_field(field: str, names: list[str], where: str) -> UserError:
     known = ", ".join(map(str, names)) or "none"
-    return UserError(
-        f"{where}: there is no field={field}{near_name(field, map(str, names))}; fields here: {known}"
-    )
+    return UserError(f"{where}: there is no field={field}{near_name(field, map(str, names))}; fields here: {known}")
 
 
 def _not_utf8(path: Path, offset: int) -> UserError:
@@ -212,15 +207,11 @@ def _unpacked(path: Path, raw: Iterable[bytes], frame: Callable[[], Any]) -> Ite
             try:
                 piece = current.decompress(packed)
             except (zlib.error, zstandard.ZstdError) as error:
-                raise UserError(
-                    f"{path} is damaged before byte {read:,} ({error}): fetch it again"
-                ) from error
+                raise UserError(f"{path} is damaged before byte {read:,} ({error}): fetch it again") from error
             packed = b""
             if current.eof:
                 packed = current.unused_data.lstrip(b"\0")  # gzip allows zeros behind the last member
                 current = None
             yield piece, read
     if current is not None:
-        raise UserError(
-            f"{path} is truncated: it ends after {read:,} bytes in the middle of its data; fetch it again"
-        )
+        raise UserError(f"{path} is truncated: it ends after {read:,} bytes in the middle of its data; fetch it again")

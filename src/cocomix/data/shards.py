@@ -44,9 +44,7 @@ class ShardWriter:
             path = self._folder / record["file"]
             check_size(path, record["tokens"] * record["itemsize"], "finished token shard")
             if sha256_file(path) != record["sha256"]:
-                raise UserError(
-                    f"{path} was changed since it was written: delete {self._folder} and prepare again"
-                )
+                raise UserError(f"{path} was changed since it was written: delete {self._folder} and prepare again")
 
     def add(self, number: int, ids: np.ndarray, text_bytes: int) -> None:
         """Takes the ids of the source's document ``number``."""
@@ -89,10 +87,7 @@ class ShardWriter:
         """Removes shards of this split that an earlier attempt left and this one did not write."""
         known = {record["file"] for record in self.records}
         for path in self._folder.glob(f"{self._split}-*.bin*"):
-            if (
-                re.fullmatch(rf"{self._split}-\d{{5,}}\.bin(\.partial)?", path.name)
-                and path.name not in known
-            ):
+            if re.fullmatch(rf"{self._split}-\d{{5,}}\.bin(\.partial)?", path.name) and path.name not in known:
                 path.unlink()
 
     def manifest(self) -> dict[str, Any]:

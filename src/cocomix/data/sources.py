@@ -58,17 +58,11 @@ def open_source(settings: PrepareSettings) -> Source:
         return FileSource(_files_below(path, Path(settings.out).resolve()), path, settings)
     if HUB_ID.match(settings.source) and readers.reader_for(path) is None:
         return HubSource(settings, _hub_revision(settings))
-    raise UserError(
-        f"{path} does not exist: give a file ({readers.TYPES}), a folder of such files, or a hub dataset"
-    )
+    raise UserError(f"{path} does not exist: give a file ({readers.TYPES}), a folder of such files, or a hub dataset")
 
 
 def _files_below(folder: Path, out: Path) -> list[Path]:
-    files = [
-        p
-        for p in folder.rglob("*")
-        if p.is_file() and not p.resolve().is_relative_to(out) and p.name[0] != "."
-    ]
+    files = [p for p in folder.rglob("*") if p.is_file() and not p.resolve().is_relative_to(out) and p.name[0] != "."]
     readable = [p for p in files if readers.reader_for(p) is not None]
     others = Counter(p.suffix or p.name for p in files if readers.reader_for(p) is None)
     told = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))

@@ -80,11 +80,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder)) if folder.is_dir() else _from_hub(name)
     except Exception as error:  # the hub's client raises its own errors, requests' and plain ValueErrors
-        where = (
-            "that folder holds no tokenizer"
-            if folder.is_dir()
-            else "it is no folder here and the hub gave none"
-        )
+        where = "that folder holds no tokenizer" if folder.is_dir() else "it is no folder here and the hub gave none"
         raise UserError(
             f"tokenizer={name}: {where} ({first_line(error)}); give a folder with a tokenizer.json, or leave "
             "tokenizer= out to train one on the text"

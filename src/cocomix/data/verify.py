@@ -74,8 +74,7 @@ def _shard_problems(shard: Shard, dataset: Dataset, bar: Bar) -> list[str]:
         )
     if largest >= dataset.vocab_size:
         problems.append(
-            f"token shard {shard.path} holds the id {largest}, "
-            f"the vocabulary ends at {dataset.vocab_size - 1}"
+            f"token shard {shard.path} holds the id {largest}, the vocabulary ends at {dataset.vocab_size - 1}"
         )
     return problems
 

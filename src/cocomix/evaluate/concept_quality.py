@@ -52,9 +52,7 @@ def concept_quality(
     try:
         with torch.no_grad():
             for first in range(0, len(windows), batch_windows):
-                batch = read_batch(
-                    split, window, windows[first : first + batch_windows], {"concept_ids": labels}
-                )
+                batch = read_batch(split, window, windows[first : first + batch_windows], {"concept_ids": labels})
                 ids = batch.columns["concept_ids"]
                 output = model(
                     input_ids=batch.inputs.to(device),

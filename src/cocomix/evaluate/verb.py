@@ -19,7 +19,7 @@ def dataset_of(model: str) -> str:
     """The dataset that a run was trained on."""
     recipe = Path(model) / "recipe.yaml"
     if not recipe.is_file():
-        raise UserError(f"data=FOLDER is needed: {model} is no run that names its own")
+        raise UserError(f"{model} is no run that names its dataset: give a run folder, or data=FOLDER as well")
     return str(read_recipe(recipe)["data"]["path"])
 
 
@@ -36,9 +36,7 @@ def evaluate(settings: EvalSettings) -> Perplexity:
     config: Any = model.config
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and context > limit:
-        raise UserError(
-            f"context={context} is longer than the model's {limit} positions: choose context={limit}"
-        )
+        raise UserError(f"context={context} is longer than the model's {limit} positions: choose context={limit}")
     split = dataset.split(settings.split)
     total = None if settings.documents else split.tokens
     with progress(f"evaluating on {settings.split}", total) as bar:

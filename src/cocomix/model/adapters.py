@@ -51,9 +51,7 @@ class Adapter:
         arguments: dict[str, Any],
     ) -> Float[Tensor, "B S D"]:
         """The block's output states."""
-        output = block(
-            states, attention_mask=mask, **{CACHE_ARGUMENT: cache}, use_cache=cache is not None, **arguments
-        )
+        output = block(states, attention_mask=mask, **{CACHE_ARGUMENT: cache}, use_cache=cache is not None, **arguments)
         return output[0] if isinstance(output, tuple) else output
 
 
@@ -104,9 +102,7 @@ ADAPTERS: dict[str, Adapter] = {
 def adapter_for(model_type: str) -> Adapter:
     """The adapter of a family; raises :class:`ValueError` that lists the known ones."""
     if model_type not in ADAPTERS:
-        raise ValueError(
-            f"backbone model_type={model_type!r} has no adapter; known: {', '.join(sorted(ADAPTERS))}"
-        )
+        raise ValueError(f"backbone model_type={model_type!r} has no adapter; known: {', '.join(sorted(ADAPTERS))}")
     return ADAPTERS[model_type]
 
 

@@ -79,8 +79,6 @@ class CoCoMixConfig(PreTrainedConfig):
                 "(the vector is made from the input of that block)"
             )
         if self.slot_base != "none" and self.mixing != "insert":
-            raise ValueError(
-                f"slot_base={self.slot_base} needs mixing=insert: {self.mixing} has no slots of its own"
-            )
+            raise ValueError(f"slot_base={self.slot_base} needs mixing=insert: {self.mixing} has no slots of its own")
         if self.mixer == "concept" and not 1 <= self.concept_k <= self.num_concepts:
             raise ValueError(f"concept_k={self.concept_k} must be 1 to num_concepts={self.num_concepts}")

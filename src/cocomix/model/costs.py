@@ -47,9 +47,7 @@ def count_parameters(model: CoCoMixForCausalLM) -> Parameters:
     if not isinstance(model.mixer, ConceptMixer):
         return Parameters(total, total)
     touched = 0 if model.config.mixing == "none" else model.config.concept_k
-    return Parameters(
-        total, total - (model.config.num_concepts - touched) * model.config.text_config.hidden_size
-    )
+    return Parameters(total, total - (model.config.num_concepts - touched) * model.config.text_config.hidden_size)
 
 
 def count_flops(model: CoCoMixForCausalLM, window: int) -> ForwardFlops:

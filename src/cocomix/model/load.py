@@ -26,9 +26,7 @@ def model_folder(where: str) -> str:
             )
         return str(folder / "export")
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise UserError(
-            f"model={where} is neither a run nor a model: it holds no recipe.yaml and no config.json"
-        )
+        raise UserError(f"model={where} is neither a run nor a model: it holds no recipe.yaml and no config.json")
     return where
 
 

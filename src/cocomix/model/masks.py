@@ -10,9 +10,7 @@ from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 
 
-def causal_mask(
-    config: Any, states: Float[Tensor, "B S D"], padding: Bool[Tensor, "B N"] | None, past: int
-) -> Any:
+def causal_mask(config: Any, states: Float[Tensor, "B S D"], padding: Bool[Tensor, "B N"] | None, past: int) -> Any:
     """Query i at place past + i sees keys 0 … past + i; None where the kernel's own causal flag is enough.
 
     ``padding`` marks the keys (past ones included) that are real.
@@ -21,9 +19,7 @@ def causal_mask(
     return _mask(config, states, padding, past, keys, causal_mask_function, True)
 
 
-def memory_mask(
-    config: Any, states: Float[Tensor, "B S D"], padding: Bool[Tensor, "B N"] | None, past: int
-) -> Any:
+def memory_mask(config: Any, states: Float[Tensor, "B S D"], padding: Bool[Tensor, "B N"] | None, past: int) -> Any:
     """Keys lie as memory₀ slot₀ memory₁ slot₁ …; the query of token t sees the first 2·(t + 1) of them."""
     keys = 2 * (past + states.shape[1])
     return _mask(config, states, padding, past, keys, _up_to_own_slot, False)

@@ -42,9 +42,7 @@ class ConceptMixer(nn.Module):
         self.edit_point = nn.Identity()
         """Steering puts its edits here from outside, as a forward hook: before TopK, on z [B, T, C]."""
 
-    def forward(
-        self, hidden: Float[Tensor, "B T D"], concept_ids: Int[Tensor, "B T L"] | None = None
-    ) -> Mixed:
+    def forward(self, hidden: Float[Tensor, "B T D"], concept_ids: Int[Tensor, "B T L"] | None = None) -> Mixed:
         """``concept_ids``: the labels of each token, :data:`NO_LABEL` where one has no meaning."""
         mean, std = hidden.mean(-1, keepdim=True), hidden.std(-1, keepdim=True)
         normed = (hidden - mean) / (std + 1e-5)
@@ -75,7 +73,5 @@ class PauseMixer(nn.Module):
         super().__init__()
         self.vector = nn.Parameter(torch.zeros(hidden_size))
 
-    def forward(
-        self, hidden: Float[Tensor, "B T D"], concept_ids: Int[Tensor, "B T L"] | None = None
-    ) -> Mixed:
+    def forward(self, hidden: Float[Tensor, "B T D"], concept_ids: Int[Tensor, "B T L"] | None = None) -> Mixed:
         return Mixed(self.vector.to(hidden.dtype).expand_as(hidden))

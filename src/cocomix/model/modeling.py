@@ -47,9 +47,7 @@ class CoCoMixOutput(ModelOutput):
     """z [B, T, C], after edits."""
     cache: Any = None
     """Keys and values of all tokens so far: one entry a token below the insertion, two above (insert, memory)."""
-    if (
-        CACHE_ARGUMENT == "past_key_values"
-    ):  # the name before transformers 5.20; generate() reads the one it knows
+    if CACHE_ARGUMENT == "past_key_values":  # the name before transformers 5.20; generate() reads the one it knows
         past_key_values: Any = None
 
 
@@ -150,9 +148,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         if padding is not None and padding.all():
             padding = None
         if position_ids is None:
-            position_ids = positions_of(
-                padding, input_ids.shape[0], past, input_ids.shape[1], input_ids.device
-            )
+            position_ids = positions_of(padding, input_ids.shape[0], past, input_ids.shape[1], input_ids.device)
         position_ids = position_ids.expand_as(input_ids)
         hidden, mixed = self._encode(input_ids, position_ids, padding, cache, past, concept_ids)
         output = CoCoMixOutput(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
@@ -212,4 +213,4 @@ def _unknown(part: Parts) -> str:
 
 def _before(part: Parts, name: str) -> float:
     names = list(PART_NAMES)
-    return sum(_known(part).get(earlier, 0.0) for earlier in names[: names.index(name)])
+    return math.fsum(_known(part).get(earlier, 0.0) for earlier in names[: names.index(name)])

@@ -16,9 +16,7 @@ from cocomix.errors import UserError
 from cocomix.model.mixers import ConceptMixer
 from cocomix.model.modeling import CoCoMixForCausalLM
 
-FORM = re.compile(
-    r"^\s*(\d+)\s*=\s*(?:[x×*](?P<scale>\S+)|set:(?P<set>\S+)|(?P<add>[+-]\S+)|(?P<ablate>off))\s*$"
-)
+FORM = re.compile(r"^\s*(\d+)\s*=\s*(?:[x×*](?P<scale>\S+)|set:(?P<set>\S+)|(?P<add>[+-]\S+)|(?P<ablate>off))\s*$")
 
 
 @dataclass(frozen=True)

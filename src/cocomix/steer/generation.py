@@ -19,9 +19,7 @@ def generate(settings: GenerateSettings, prompt: str, edits: Sequence[Edit] = ()
     """Continuations of ``prompt``: ``{"prompt", "edits", "unsteered": [text…], "steered": [text…] | None}``."""
     model, tokenizer = load_model(settings.model)
     if edits and not isinstance(model, CoCoMixForCausalLM):
-        raise UserError(
-            f"model={settings.model} predicts no concepts: leave --steer out, or give a run with concepts"
-        )
+        raise UserError(f"model={settings.model} predicts no concepts: leave --steer out, or give a run with concepts")
     return {
         "prompt": prompt,
         "edits": [str(edit) for edit in edits],
@@ -48,8 +46,8 @@ def continuations(
     limit = getattr(anything.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and ids.shape[1] + settings.max_new_tokens > limit:
         raise UserError(
-            f"the prompt's {ids.shape[1]} tokens and max_new_tokens={settings.max_new_tokens} exceed the model's {limit} "
-            "positions: shorten one of them"
+            f"the prompt's {ids.shape[1]} tokens and max_new_tokens={settings.max_new_tokens} exceed the model's "
+            f"{limit} positions: shorten one of them"
         )
     sampling: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:

@@ -36,9 +36,7 @@ def inspect(settings: InspectSettings, text: str) -> dict[str, Any]:
     model, tokenizer = load_concept_model(settings.model)
     return {
         "text": text,
-        "tokens": predicted_concepts(
-            model, tokenizer, text, settings.top, atlas_of(settings.model, settings.atlas)
-        ),
+        "tokens": predicted_concepts(model, tokenizer, text, settings.top, atlas_of(settings.model, settings.atlas)),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ def tiny_teacher(
 
     torch.manual_seed(seed)
     context = 2 * dataset.window
-    ends = {"bos_token_id": dataset.eos_id, "eos_token_id": dataset.eos_id}
+    ends: dict[str, Any] = {"bos_token_id": dataset.eos_id, "eos_token_id": dataset.eos_id}
     model: GPT2LMHeadModel | LlamaForCausalLM
     if family == "gpt2":
         model = GPT2LMHeadModel(

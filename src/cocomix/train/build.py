@@ -16,9 +16,7 @@ from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.train.settings import ModelSettings, OptimizerSettings, ScheduleSettings
 
 
-def model_config(
-    settings: ModelSettings, dataset: Dataset, window: int, num_concepts: int | None
-) -> CoCoMixConfig:
+def model_config(settings: ModelSettings, dataset: Dataset, window: int, num_concepts: int | None) -> CoCoMixConfig:
     """The network's configuration; vocabulary, end-of-text id and context are the dataset's where not given.
 
     Raises :class:`UserError` for a configuration that does not fit together.
@@ -57,15 +55,9 @@ def model_config(
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"model: {' '.join(str(error).split())}") from error
     known = type(config.text_config)(**{}).to_dict()
-    unknown = [
-        name
-        for name in settings.backbone
-        if name not in known and name not in config.text_config.attribute_map
-    ]
+    unknown = [name for name in settings.backbone if name not in known and name not in config.text_config.attribute_map]
     if unknown:
-        raise UserError(
-            f"model.backbone.{unknown[0]} is no setting of {backbone['model_type']} in transformers"
-        )
+        raise UserError(f"model.backbone.{unknown[0]} is no setting of {backbone['model_type']} in transformers")
     return config
 
 

@@ -55,10 +55,7 @@ def save_checkpoint(
             _save(_optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
             _save({"torch": torch.get_rng_state()}, temporary / "random.safetensors")
             write_json(temporary / "counters.json", asdict(counters))
-            files = {
-                p.name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)}
-                for p in sorted(temporary.iterdir())
-            }
+            files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in sorted(temporary.iterdir())}
             write_json(temporary / MARKER, files)
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
@@ -76,9 +73,7 @@ def check_checkpoint(folder: Path) -> None:
     for name, entry in read_json(folder / MARKER, "a checkpoint's list of files").items():
         path = folder / name
         if not path.is_file():
-            raise UserError(
-                f"checkpoint file {path} is missing: remove {folder} to go on from the one before"
-            )
+            raise UserError(f"checkpoint file {path} is missing: remove {folder} to go on from the one before")
         if path.stat().st_size != entry["bytes"] or sha256_file(path) != entry["sha256"]:
             raise UserError(
                 f"checkpoint file {path} is truncated or altered: remove {folder} to go on from the one before"
@@ -99,9 +94,7 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     missing, unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
     missing = [name for name in missing if name in unique_tensors(model)]
     if missing or unexpected:
-        raise UserError(
-            f"{folder} holds another model: {(missing + unexpected)[0]} does not match the recipe's"
-        )
+        raise UserError(f"{folder} holds another model: {(missing + unexpected)[0]} does not match the recipe's")
 
 
 def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -133,9 +126,7 @@ def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors:
     for key, value in tensors.items():
         moment, _, name = key.partition(".")
         if name not in parameters:
-            raise UserError(
-                f"the checkpoint's optimizer state is of another model: it knows a parameter {name}"
-            )
+            raise UserError(f"the checkpoint's optimizer state is of another model: it knows a parameter {name}")
         target: Any = parameters[name]
         # AdamW's step counter stays on the CPU unless the update is captured or fused on the device itself.
         optimizer.state[target][moment] = value.to(target.device)

@@ -26,9 +26,7 @@ def plain_model(model: CoCoMixForCausalLM) -> PreTrainedModel:
     return plain
 
 
-def export_model(
-    model: CoCoMixForCausalLM, tokenizer_folder: Path, out: Path, training: dict[str, Any]
-) -> Path:
+def export_model(model: CoCoMixForCausalLM, tokenizer_folder: Path, out: Path, training: dict[str, Any]) -> Path:
     """Writes weights (safetensors), configuration, tokenizer and ``training.json`` (costs) to ``out``.
 
     Raises :class:`UserError` when ``out`` exists and is no earlier export.

@@ -65,9 +65,7 @@ class Run:
         self.columns = self._columns()
         concepts = settings.model.num_concepts or (self.labels.concepts if self.labels else None)
         if settings.model.mixer == "concept" and concepts is None:
-            raise UserError(
-                "model.num_concepts is needed where no labels are given: add model.num_concepts=…"
-            )
+            raise UserError("model.num_concepts is needed where no labels are given: add model.num_concepts=…")
         if self.labels is not None and "concept" in settings.losses and concepts != self.labels.concepts:
             raise UserError(
                 f"model.num_concepts={concepts} differs from the labels' {self.labels.concepts}: leave it out"
@@ -136,10 +134,11 @@ class Run:
             ):
                 if (known[part] or {}).get("fingerprint") != (now or {}).get("fingerprint"):
                     raise UserError(
-                        f"run={self.folder}: its {part} changed since it was started; restore them or choose another run"
+                        f"run={self.folder}: its {part} changed since it began: restore them or choose another run"
                     )
             self.counters = load_checkpoint(folders[-1], self.model, self.optimizer)
-            say(f"{self.folder}: resuming at step {self.counters.step:,} of {self.steps:,}")
+            there = f"step {self.counters.step:,} of {self.steps:,}"
+            say(f"{self.folder}: {'finished at' if self.counters.step >= self.steps else 'resuming at'} {there}")
         elif (self.folder / "metrics.jsonl").is_file() and not recipe.is_file():
             raise UserError(f"run={self.folder} holds files of something else: choose another folder")
         write_text(recipe, dump_yaml(self.settings))

@@ -17,9 +17,7 @@ class ModelSettings(Settings):
         description="transformers configuration of the backbone: model_type and its own fields; vocabulary size, "
         "end-of-text id and context come from the data",
     )
-    mixer: Literal["none", "concept", "pause"] = Field(
-        "none", description="what makes the vector behind each token"
-    )
+    mixer: Literal["none", "concept", "pause"] = Field("none", description="what makes the vector behind each token")
     mixing: Literal["insert", "memory", "add", "none"] = Field("insert", description="how the vector enters")
     insert_at: int = Field(3, description="block (0-based) whose input the vector is made from and enters")
     slot_base: Literal["none", "position", "copy"] = Field(
@@ -86,9 +84,7 @@ class TrainSettings(Settings):
     keep: int = Field(2, ge=1, description="checkpoints to keep")
     log_every: int = Field(1, ge=1, description="steps between lines of metrics.jsonl")
     device: str = Field("auto", description="cpu, cuda, …; auto: cuda where there is one")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 on CUDA, fp32 elsewhere"
-    )
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, fp32 elsewhere")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: as PyTorch chooses")
 
     @field_validator("losses")
@@ -109,9 +105,7 @@ class TrainSettings(Settings):
         if "concept" in self.losses and self.model.mixer != "concept":
             raise ValueError(f"losses.concept needs model.mixer=concept, not {self.model.mixer!r}")
         if "concept" in self.losses and self.data.labels is None:
-            raise ValueError(
-                "losses.concept needs data.labels=NAME: extract them with 'cocomix concepts extract'"
-            )
+            raise ValueError("losses.concept needs data.labels=NAME: extract them with 'cocomix concepts extract'")
         return self
 
 

@@ -58,7 +58,8 @@ def train_step(
         windows = ", ".join(str(w) for batch in micro_batches for w in batch.window_ids[:8])
         optimizer.zero_grad(set_to_none=True)
         raise NonFinite(
-            f"{what} on windows {windows}: the weights were not changed; try a lower optimizer.lr, or look at these windows"
+            f"{what} on windows {windows}: the weights were not changed; try a lower optimizer.lr, or look at these "
+            "windows"
         )
     optimizer.step()
     return StepResult(losses, norm)

@@ -1,0 +1,116 @@
+"""``cocomix concepts extract``, ``atlas`` and ``show``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cocomix.cli.common import Json, Overrides, Words
+from cocomix.cli.common import show as show_result
+
+Folder = Annotated[
+    str | None,
+    typer.Argument(metavar="[LABELS]", help="The labels' folder (DATASET/labels/NAME), or give data= and name=."),
+]
+Id = Annotated[int, typer.Argument(metavar="ID", help="The concept's number.")]
+
+
+def extract(words: Words = None, json: Json = False) -> None:
+    """Label every token of a dataset with the concepts that matter most to a teacher's loss.
+
+    A pass forward and half a pass backward through the teacher, once for all runs; the labels lie beside the
+    token shards. Stopped or killed, the same command goes on and writes the same bytes.
+
+    Example:
+
+      cocomix concepts extract data=data/mine sae=sae name=largest attribution.k=4 attribution.order=largest
+    """
+    from cocomix.concepts.extract import extract as extract_labels
+    from cocomix.concepts.settings import ExtractSettings
+    from cocomix.config import load_settings
+
+    settings = load_settings(ExtractSettings, words or [])
+    manifest = extract_labels(settings)
+    cost, found = manifest["cost"], manifest["statistics"]
+    text = (
+        f"{settings.data}/labels/{settings.name}: {manifest['tokens']:,} tokens, {manifest['attribution']['k']} labels "
+        f"each ({found['masked_share']:.1%} without a meaning), {found['distinct_concepts']:,} of "
+        f"{manifest['sae']['latents']:,} concepts occur; {cost['flops'] / 1e12:.1f} TFLOP, {cost['seconds']:.0f} s, "
+        f"{1 / cost['seconds_per_token']:,.0f} tokens/s"
+    )
+    show_result({"name": settings.name, **manifest}, text, json)
+
+
+def atlas(labels: Folder = None, words: Overrides = None, json: Json = False) -> None:
+    """Describe every concept: how often and how strongly it occurs, where, and which tokens it promotes.
+
+    Reads the labels once, without running the teacher, and writes atlas.sqlite beside them.
+
+    Example:
+
+      cocomix concepts atlas data/mine/labels/largest
+    """
+    from cocomix.concepts.build_atlas import build_atlas
+    from cocomix.concepts.settings import AtlasSettings
+    from cocomix.config import load_settings
+
+    folder, words = _folder(labels, words)
+    made = build_atlas(load_settings(AtlasSettings, words, labels=folder))
+    top = made.top(20)
+    lines = [f"{entry['id']:>7}  {entry['frequency']:>7.2%}  {entry['name']}" for entry in top]
+    text = "\n".join([f"{made.path}: {made.concepts:,} concepts, the most frequent:", *lines])
+    brief = [{key: entry[key] for key in ("id", "name", "frequency", "count", "mean_strength")} for entry in top]
+    result = {"atlas": str(made.path), "concepts": made.concepts, "tokens": made.tokens, "top": brief}
+    show_result(result, text, json)
+
+
+def show(id: Id, words: Overrides = None, json: Json = False) -> None:
+    """Print what is known of one concept.
+
+    Example:
+
+      cocomix concepts show 17 labels=data/mine/labels/largest
+    """
+    from cocomix.concepts.atlas import Atlas
+    from cocomix.concepts.settings import ShowSettings
+    from cocomix.config import load_settings
+
+    settings = load_settings(ShowSettings, words or [], id=id)
+    concept = Atlas.open(settings.folder).concept(settings.id)
+    if json:
+        show_result(concept, "", True)
+    else:
+        _print_card(concept)
+
+
+def _folder(labels: str | None, words: list[str] | None) -> tuple[str | None, list[str]]:
+    """The folder may be left out: then what stands in its place is the first setting."""
+    if labels is not None and "=" in labels:
+        return None, [labels, *(words or [])]
+    return labels, words or []
+
+
+def _print_card(concept: dict[str, Any]) -> None:
+    from rich.console import Console, Group
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    facts = Text(
+        f"{concept['count']:,} labels, {concept['frequency']:.3%} of tokens, mean strength "
+        f"{concept['mean_strength']:.3f}"
+    )
+    words = Table.grid(padding=(0, 2))
+    words.add_row(Text("promotes", "bold"), Text("  ".join(repr(e["token"])[1:-1] for e in concept["promoted"])))
+    words.add_row(
+        Text("lies on", "bold"),
+        Text("  ".join(f"{repr(e['token'])[1:-1]} ({e['count']:,})" for e in concept["labelled"])),
+    )
+    contexts = Table.grid(padding=(0, 2))
+    for context in concept["contexts"]:
+        before, token, after = (repr(context[key])[1:-1] for key in ("before", "token", "after"))
+        contexts.add_row(Text(f"{context['strength']:.2f}"), Text.assemble(before, (token, "bold reverse"), after))
+    Console().print(
+        Panel(Group(facts, words, Text(), contexts), title=Text(f"concept {concept['id']}: {concept['name']}"))
+    )

@@ -1,0 +1,63 @@
+"""``cocomix sae train`` and ``cocomix sae check``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cocomix.cli.common import Json, Overrides, Words, show
+
+Folder = Annotated[str, typer.Argument(metavar="SAE", help="The folder of a sparse autoencoder.")]
+
+
+def train(words: Words = None, json: Json = False) -> None:
+    """Train a TopK sparse autoencoder on the residual stream behind a block of a teacher.
+
+    The result is a folder as SAELens 6 writes it, with training.json (costs) beside. Stopped or killed, the same
+    command goes on from the last checkpoint.
+
+    Example:
+
+      cocomix sae train teacher=runs/teacher/export data=data/mine block=2 out=sae latents=2048 k=16 tokens=2000000
+    """
+    from cocomix.concepts.settings import SaeTrainSettings
+    from cocomix.concepts.train_sae import train_sae
+    from cocomix.config import load_settings
+
+    settings = load_settings(SaeTrainSettings, words or [])
+    record = train_sae(settings)
+    text = (
+        f"{settings.out}: {record['latents']:,} latents, k {record['k']}, trained on {record['tokens']:,} activations "
+        f"({record['flops'] / 1e12:.1f} TFLOP, {record['seconds']:.0f} s); on training text it leaves "
+        f"{record['fit']['fvu']:.1%} of the variance unexplained, {record['dead_share']:.1%} of its latents are silent"
+    )
+    show({"sae": settings.out, **record}, text, json)
+
+
+def check(sae: Folder, words: Overrides = None, json: Json = False) -> None:
+    """Measure a sparse autoencoder on held-out text: sparsity, variance unexplained, dead latents, loss recovered.
+
+    Writes check.json into its folder. The teacher and the block are those it was trained on, unless given.
+
+    Example:
+
+      cocomix sae check sae data=data/mine
+    """
+    from cocomix.concepts.check import check_sae
+    from cocomix.concepts.settings import SaeCheckSettings
+    from cocomix.config import load_settings
+
+    result = check_sae(load_settings(SaeCheckSettings, words or [], sae=sae))
+    loss = result["cross_entropy"]
+    rows = [
+        ("latents", f"{result['latents']:,}"),
+        ("active a token (L0)", f"{result['l0']:.2f} of k = {result['k']}"),
+        ("variance unexplained", f"{result['fvu']:.2%}"),
+        ("dead latents", f"{result['dead_share']:.1%} of {result['tokens']:,} tokens"),
+        ("loss, own activations", f"{loss['clean']:.4f} nats a token"),
+        ("loss, reconstructions", f"{loss['reconstructed']:.4f}"),
+        ("loss, mean activation", f"{loss['ablated']:.4f}"),
+        ("loss recovered", "—" if loss["recovered"] is None else f"{loss['recovered']:.1%}"),
+    ]
+    show({"sae": sae, **result}, "\n".join(f"{name:<22} {value}" for name, value in rows), json)

@@ -1,0 +1,102 @@
+"""What the quickstart asks its CoCoMix model: how well it predicts concepts, which ones, and what steering does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from cocomix.concepts.atlas import Atlas
+from cocomix.concepts.labels import Labels
+from cocomix.data.dataset import Dataset
+from cocomix.evaluate.concept_quality import concept_quality
+from cocomix.model.load import load_concept_model
+from cocomix.model.modeling import CoCoMixForCausalLM
+from cocomix.quickstart.settings import QuickstartSettings
+from cocomix.steer.edits import Edit
+from cocomix.steer.effect import promotion, usual_strengths
+from cocomix.steer.generation import continuations
+from cocomix.steer.inspection import predicted_concepts
+from cocomix.steer.settings import GenerateSettings
+
+CONCEPTS_SHOWN = 10
+RARE, COMMON = 2e-4, 2e-2
+"""Concepts are shown whose share of the labelled tokens lies between: neither chance nor function words."""
+DOSES = (1, 2, 4, 8)
+"""Strengths in multiples of a concept's usual one."""
+
+
+def look_inside(settings: QuickstartSettings, folder: Path) -> dict[str, Any]:
+    """``{"prediction", "concepts", "sentence", "steering"}`` as the report's sections want them."""
+    dataset = Dataset.open(folder / "data")
+    labels = Labels.open(dataset, "concepts")
+    model, tokenizer = load_concept_model(str(folder / "cocomix"))
+    atlas = Atlas.open(labels.folder)
+    val = dataset.split("val")
+    windows = val.read(np.arange(min(32, val.count(settings.window))), settings.window)
+    text = torch.from_numpy(windows[:, :-1])
+    usual = usual_strengths(model, text)
+    shown = _concepts(atlas, usual)
+    effects = [_measured(model, text, concept, DOSES[1], usual) for concept in shown]
+    best = shown[int(np.argmax(effects))]
+    return {
+        "prediction": concept_quality(model, val, labels, settings.window).to_json(),
+        "concepts": shown,
+        "sentence": {
+            "text": settings.sentence,
+            "tokens": predicted_concepts(model, tokenizer, settings.sentence, 3, atlas),
+        },
+        "steering": _steered(settings, model, tokenizer, text, best, usual),
+    }
+
+
+def _concepts(atlas: Atlas, usual: Tensor) -> list[dict[str, Any]]:
+    """Frequent enough concepts that the student mixes, the ones with the most concentrated contexts first."""
+    found = [
+        concept
+        for concept in atlas.top(10_000)
+        if RARE <= concept["frequency"] <= COMMON and torch.isfinite(usual[concept["id"]]) and concept["promoted"]
+    ]
+    found.sort(key=lambda concept: -concept["promoted"][0]["score"])
+    return found[:CONCEPTS_SHOWN]
+
+
+def _edit(concept: dict[str, Any], dose: float, usual: Tensor) -> Edit:
+    return Edit(concept["id"], "set", round(dose * float(usual[concept["id"]]), 3))
+
+
+def _measured(model: CoCoMixForCausalLM, text: Tensor, concept: dict[str, Any], dose: float, usual: Tensor) -> float:
+    """By how many nats the edit promotes the concept's own tokens, on held-out text."""
+    tokens = [promoted["id"] for promoted in concept["promoted"]]
+    return promotion(model, text[:8], [_edit(concept, dose, usual)], tokens)
+
+
+def _steered(
+    settings: QuickstartSettings,
+    model: CoCoMixForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    text: Tensor,
+    concept: dict[str, Any],
+    usual: Tensor,
+) -> dict[str, Any]:
+    how = GenerateSettings(model="", max_new_tokens=60, temperature=0.7, seed=settings.seed)
+    samples = []
+    for dose in DOSES:
+        edit = _edit(concept, dose, usual)
+        effect = _measured(model, text, concept, dose, usual)
+        samples.append(
+            {
+                "edit": f"{dose}× its usual strength (z = {edit.value:g}); its promoted tokens {effect:+.2f} nats",
+                "text": continuations(model, tokenizer, settings.prompt, how, [edit])[0],
+            }
+        )
+    return {
+        "prompt": settings.prompt,
+        "concept": {"id": concept["id"], "name": concept["name"]},
+        "unsteered": continuations(model, tokenizer, settings.prompt, how)[0],
+        "samples": samples,
+    }
