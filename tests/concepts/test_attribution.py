@@ -102,7 +102,8 @@ def test_scores_are_first_order_effects_on_the_loss(tiny: tuple[Teacher, SparseA
         push = torch.zeros(inputs.numel(), sae.width)
         push[position] = 0.05 * strength * sae.W_dec[latent]
         up, down = (
-            float(teacher.cross_entropy(inputs, targets, lambda h, s=s: h + s * push.view(h.shape))) for s in (1, -1)
+            float(teacher.cross_entropy(inputs, targets, lambda h, s=s, push=push: h + s * push.view(h.shape)))
+            for s in (1, -1)
         )
         assert float(labels.scores[position, 0]) == pytest.approx((up - down) / 0.1, rel=0.05, abs=1e-7)
 

@@ -69,13 +69,15 @@ def test_gradient_equals_a_slow_one(folder: Path, dataset: Dataset) -> None:
 
 
 def test_gradient_is_taken_at_what_replaces_the_output(dataset: Dataset, teacher_path: Path) -> None:
+    torch.manual_seed(0)
     teacher = _load(teacher_path, dataset)
     tokens, targets = torch.randint(0, dataset.vocab_size, (2, 2, 8))
     shifted = teacher.loss_and_gradient(tokens, targets, lambda h: h.flip(-1))
+    place = shifted.gradient.abs().argmax()
     step = torch.zeros_like(shifted.activation)
-    step[1, 2, 3] = 1e-2
+    step.view(-1)[place] = 1e-2
     up, down = (teacher.cross_entropy(tokens, targets, lambda h, s=s: h.flip(-1) + s * step) for s in (1, -1))
-    assert float(shifted.gradient[1, 2, 3]) == pytest.approx(float(up - down) / 2e-2, rel=0.02)
+    assert float(shifted.gradient.view(-1)[place]) == pytest.approx(float(up - down) / 2e-2, rel=0.05)
     assert float(shifted.loss) != pytest.approx(float(teacher.cross_entropy(tokens, targets)))
 
 

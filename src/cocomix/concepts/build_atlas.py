@@ -131,8 +131,8 @@ def _around(ids: np.ndarray, at: int, eos_id: int) -> tuple[list[int], int]:
     """The ids around place ``at`` that belong to its document, and where it is among them."""
     start, end = max(0, at - BEFORE), min(len(ids), at + AFTER + 1)
     ends = np.flatnonzero(ids[start:end] == eos_id) + start
-    start = max([start, *(ends[ends < at] + 1)])
-    end = min([end, *(ends[ends > at])])
+    start = max([start, *(ends[ends < at] + 1).tolist()])
+    end = min([end, *ends[ends > at].tolist()])
     return ids[start:end].tolist(), at - start
 
 

@@ -12,6 +12,7 @@ import torch
 
 from cocomix.concepts.attribution import check_attribution, label_windows
 from cocomix.concepts.costs import label_flops
+from cocomix.concepts.coverage import Coverage
 from cocomix.concepts.labels import FORMAT, MANIFEST, UNFINISHED, label_columns, read_manifest
 from cocomix.concepts.pair import Names, check_fit, load_pair, named, refuse_bad_fit
 from cocomix.concepts.sae import SparseAutoencoder, sae_fingerprint
@@ -62,9 +63,10 @@ def extract(settings: ExtractSettings) -> dict[str, Any]:
     fit = check_fit(teacher, sae, dataset, window, FIT_WINDOWS, settings.batch_windows)
     if not settings.force:
         refuse_bad_fit(fit, sae, settings.sae, settings.max_fvu)
-    extraction = Extraction(teacher, sae, settings.attribution, window, settings.batch_windows, folder, state)
+    coverage = _coverage(settings)
+    extraction = Extraction(teacher, sae, settings.attribution, window, settings.batch_windows, folder, state, coverage)
     extraction.run(splits)
-    tokens = sum(split.count(window) for split in splits) * window
+    tokens = sum(int(coverage.mask(split, window).sum()) for split in splits) * window
     flops = label_flops(teacher, sae, settings.attribution, window).total
     ids = extraction.columns[0]
     manifest = {
@@ -87,7 +89,7 @@ def extract(settings: ExtractSettings) -> dict[str, Any]:
             "sae": _cost(settings.sae),
         },
         "fit": fit._asdict(),
-        "statistics": _statistics(folder, ids, splits, sae.latents),
+        "statistics": _statistics(folder, ids, splits, sae.latents, tokens * settings.attribution.k),
     }
     write_json(folder / MANIFEST, manifest)
     (folder / UNFINISHED).unlink(missing_ok=True)
@@ -131,37 +133,45 @@ class Extraction:
         batch_windows: int,
         folder: Path,
         state: State,
+        coverage: Coverage,
     ) -> None:
         self.teacher, self.sae, self.attribution = teacher, sae, attribution
         self.window, self.batch_windows = window, batch_windows
-        self.folder, self.state = folder, state
+        self.folder, self.state, self.coverage = folder, state, coverage
         self.columns = label_columns(sae.latents, attribution.k)
         self._stop = StopRequest()
 
     def run(self, splits: list[Split]) -> None:
         """Labels all windows that are not labelled yet."""
-        total = sum(split.count(self.window) for split in splits) * self.window
-        done = sum(self.state.windows.values()) * self.window
+        masks = [self.coverage.mask(split, self.window) for split in splits]
+        total, done = sum(int(mask.sum()) for mask in masks) * self.window, 0
+        for split, mask in zip(splits, masks, strict=True):
+            first = 0
+            for shard, count in zip(split.shards, split.windows_per_shard(self.window), strict=True):
+                done += int(mask[first : first + self.state.windows.get(shard.path.name, 0)].sum()) * self.window
+                first += count
         self.state.save()  # now that all checks have passed
         with self._stop, progress("labels, tokens", total, done) as bar:
-            for split in splits:
+            for split, mask in zip(splits, masks, strict=True):
                 first = 0
                 for shard, count in zip(split.shards, split.windows_per_shard(self.window), strict=True):
                     if count and not all(c.file(shard.path) in self.state.files for c in self.columns):
-                        self._label_shard(split, shard.path, first, count, bar)
+                        self._label_shard(split, shard.path, first, mask[first : first + count], bar)
                     first += count
 
-    def _label_shard(self, split: Split, shard: Path, first: int, count: int, bar: Bar) -> None:
-        state, size = self.state, self.batch_windows
+    def _label_shard(self, split: Split, shard: Path, first: int, due: np.ndarray, bar: Bar) -> None:
+        state, count = self.state, len(due)
+        # Where few windows are due, a batch spans more of the shard: the teacher still sees full batches.
+        size = max(1, round(self.batch_windows / max(due.mean(), 1 / count)))
         done = state.windows.get(shard.name, 0)
         writers = [ColumnWriter(self.folder, shard, c, self.window, done) for c in self.columns]
         clock = last_sync = time.perf_counter()
         while done < count:
             end = min((done // size + 1) * size, count)
-            for writer, values in zip(writers, self._labels(split, np.arange(first + done, first + end)), strict=True):
+            for writer, values in zip(writers, self._labels(split, first + done, due[done:end]), strict=True):
                 writer.append(values)
-            now = time.perf_counter()
-            bar.advance((end - done) * self.window, f"{(end - done) * self.window / (now - clock):,.0f} tokens/s")
+            now, tokens = time.perf_counter(), int(due[done:end].sum()) * self.window
+            bar.advance(tokens, f"{tokens / (now - clock):,.0f} tokens/s")
             state.seconds += now - clock
             clock, done = now, end
             stopping = self._stop.requested
@@ -182,7 +192,14 @@ class Extraction:
             state.files[column.file(shard)] = writer.finish()
         state.save()
 
-    def _labels(self, split: Split, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _labels(self, split: Split, first: int, due: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and strengths of the windows from ``first`` on; those that are not due have no label."""
+        shape = (len(due), self.window, self.attribution.k)
+        dtype = self.columns[0].dtype
+        ids, strengths = np.full(shape, np.iinfo(dtype).max, dtype=dtype), np.zeros(shape, dtype=np.float16)
+        windows = first + np.flatnonzero(due)
+        if not len(windows):
+            return ids, strengths
         tokens = torch.from_numpy(split.read(windows, self.window))
         labels = label_windows(self.teacher, self.sae, tokens[:, :-1], tokens[:, 1:], self.attribution)
         if not torch.isfinite(labels.scores).all():
@@ -190,11 +207,15 @@ class Extraction:
                 f"the teacher's loss or activations are not finite at windows {windows[0]} … {windows[-1]} of "
                 f"{split.name}: try dtype=float32"
             )
-        shape = (len(windows), self.window, self.attribution.k)
-        ids = labels.ids.cpu().numpy().reshape(shape)
         # −1 becomes the largest value of the unsigned type: "no label"
-        strengths = labels.strengths.clamp(-LARGEST_STRENGTH, LARGEST_STRENGTH).half().cpu().numpy()
-        return ids.astype(self.columns[0].dtype), strengths.reshape(shape)
+        ids[due] = labels.ids.cpu().numpy().reshape(-1, *shape[1:]).astype(dtype)
+        found = labels.strengths.clamp(-LARGEST_STRENGTH, LARGEST_STRENGTH).half().cpu().numpy()
+        strengths[due] = found.reshape(-1, *shape[1:])
+        return ids, strengths
+
+
+def _coverage(settings: ExtractSettings) -> Coverage:
+    return Coverage() if settings.train_windows is None else Coverage(settings.train_seed, settings.train_windows)
 
 
 def _identity(settings: ExtractSettings, dataset: Dataset, window: int, names: Names) -> dict[str, Any]:
@@ -210,6 +231,7 @@ def _identity(settings: ExtractSettings, dataset: Dataset, window: int, names: N
         },
         "sae": {"fingerprint": sae_fingerprint(settings.sae)},
         "attribution": settings.attribution.model_dump(mode="json"),
+        "coverage": _coverage(settings)._asdict(),
     }
 
 
@@ -246,9 +268,9 @@ def _cost(folder: Path | str) -> dict[str, float] | None:
     return None if record is None else {"flops": record["flops"], "seconds": record["seconds"]}
 
 
-def _statistics(folder: Path, column: Column, splits: list[Split], concepts: int) -> dict[str, Any]:
-    """Over all labels, masked ones included: how many have no meaning, how many concepts occur."""
-    used, masked, total = np.zeros(concepts, dtype=bool), 0, 0
+def _statistics(folder: Path, column: Column, splits: list[Split], concepts: int, due: int) -> dict[str, Any]:
+    """Over the ``due`` labels, masked ones included: how many have no meaning, how many concepts occur."""
+    used, found = np.zeros(concepts, dtype=bool), 0
     none = np.iinfo(column.dtype).max
     for split in splits:
         for shard in split.shards:
@@ -260,6 +282,5 @@ def _statistics(folder: Path, column: Column, splits: list[Split], concepts: int
                 part = ids[start : start + (1 << 24)]
                 here = part[part != none]
                 used[here] = True
-                masked += len(part) - len(here)
-                total += len(part)
-    return {"masked_share": masked / max(total, 1), "distinct_concepts": int(used.sum())}
+                found += len(here)
+    return {"masked_share": 1 - found / max(due, 1), "distinct_concepts": int(used.sum())}

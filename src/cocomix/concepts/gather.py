@@ -37,7 +37,8 @@ class Gathered:
 def gather(labels: Labels, split: Split, vocab_size: int, tokens: int, contexts: int) -> Gathered:
     """Reads the labels of the first ``tokens`` tokens of a split; keeps each concept's ``contexts`` strongest places,
     no two in the same window."""
-    windows = min(split.count(labels.window), -(-tokens // labels.window))
+    due = np.flatnonzero(labels.coverage.mask(split, labels.window))[: -(-tokens // labels.window)]
+    windows = len(due)
     step = max(1, TOKENS_AT_ONCE // labels.window)
     counts = np.zeros(labels.concepts, dtype=np.int64)
     sums = np.zeros(labels.concepts)
@@ -46,7 +47,7 @@ def gather(labels: Labels, split: Split, vocab_size: int, tokens: int, contexts:
     pairs = _Pairs()
     with progress("atlas, tokens", windows * labels.window) as bar:
         for first in range(0, windows, step):
-            ids = np.arange(first, min(first + step, windows))
+            ids = due[first : first + step]
             concepts = labels.read(split.name, ids).reshape(-1)
             strengths = labels.strengths(split.name, ids).reshape(-1)
             words = split.read(ids, labels.window)[:, :-1].reshape(-1)
@@ -56,9 +57,7 @@ def gather(labels: Labels, split: Split, vocab_size: int, tokens: int, contexts:
             token_of = place // labels.k
             counts += np.bincount(concepts, minlength=labels.concepts)
             sums += np.bincount(concepts, weights=strengths, minlength=labels.concepts)
-            best.add(
-                concepts, strengths, first + token_of // labels.window, (token_of % labels.window).astype(np.int64)
-            )
+            best.add(concepts, strengths, ids[token_of // labels.window], (token_of % labels.window).astype(np.int64))
             pairs.add(concepts * vocab_size + words[token_of])
             bar.advance(len(ids) * labels.window)
     return Gathered(

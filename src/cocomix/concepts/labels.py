@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from cocomix.concepts.coverage import Coverage
 from cocomix.data.columns import Column, Columns
-from cocomix.data.dataset import Dataset
+from cocomix.data.dataset import Dataset, Split
 from cocomix.errors import UserError, near_name
 from cocomix.files import read_json, sha256_file, sha256_json
 
@@ -84,6 +85,23 @@ class Labels:
         """The SAE's activations of the labelled latents, float16; 0 where there is no label."""
         return self._columns.read(split, STRENGTHS, window_ids)
 
+    @property
+    def coverage(self) -> Coverage:
+        """Which windows have labels."""
+        return Coverage(**self.manifest["coverage"])
+
+    def check_covers(self, split: Split, seed: int, samples: int) -> None:
+        """Raises :class:`UserError` when a run of ``samples`` windows with ``seed`` reads windows without labels."""
+        covered, count = self.coverage, split.count(self.window)
+        if covered.windows is None or covered.windows >= count:
+            return
+        if covered.seed != seed or covered.windows < samples:
+            raise UserError(
+                f"labels={self.folder.name} cover the first {covered.windows:,} windows of runs with seed "
+                f"{covered.seed}, this run reads {samples:,} with seed {seed}: extract under another name with "
+                "train_windows to fit, or without it"
+            )
+
     def verify(self) -> list[str]:
         """Re-hashes every file; one sentence for each that is not what was written."""
         return [
@@ -101,7 +119,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder / MANIFEST} has format {manifest.get('format')}, this version reads {FORMAT}: extract again"
         )
-    missing = {"dataset", "window", "sae", "attribution", "files", "cost", "no_label"} - manifest.keys()
+    missing = {"dataset", "window", "sae", "attribution", "files", "cost", "no_label", "coverage"} - manifest.keys()
     if missing:
         raise UserError(f"{folder / MANIFEST} lacks {', '.join(sorted(missing))}: extract the labels again")
     return manifest

@@ -63,6 +63,10 @@ class ExtractSettings(TeacherSettings):
     )
     window: int | None = Field(None, ge=1, description="tokens of a window; none: the dataset's")
     attribution: AttributionSettings = AttributionSettings()
+    train_windows: int | None = Field(
+        None, ge=1, description="label only the training windows that a run reads first, this many; none: all"
+    )
+    train_seed: int = Field(0, ge=0, description="with train_windows: the seed of those runs")
     batch_windows: int = Field(8, ge=1, description="windows that go through the teacher at once")
     max_fvu: float = Field(
         0.5, gt=0, description="refuse an SAE that leaves more than this share of the variance unexplained"
@@ -80,8 +84,10 @@ class SaeTrainSettings(TeacherSettings):
     latents: int = Field(2048, ge=1, description="size C of the dictionary")
     k: int = Field(16, ge=1, description="active latents a token")
     tokens: int = Field(2_000_000, ge=1, description="activations to train on; passes over the data as needed")
-    batch_tokens: int = Field(1024, ge=1, description="activations of a training step")
-    lr: float = Field(2e-3, gt=0, description="Adam's learning rate")
+    batch_tokens: int = Field(512, ge=1, description="activations of a training step")
+    lr: float | None = Field(
+        None, gt=0, description="Adam's learning rate; none: 4e-3 at 1024 latents, falling with their square root"
+    )
     warm_up: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
     decay: float = Field(0.3, ge=0, lt=1, description="share of the steps, at the end, in which it falls to 0")
     dead_steps: int | None = Field(
@@ -107,6 +113,11 @@ class SaeTrainSettings(TeacherSettings):
         if self.tokens < self.batch_tokens:
             raise ValueError(f"tokens={self.tokens} is less than one step of batch_tokens={self.batch_tokens}")
         return self
+
+    @property
+    def learning_rate(self) -> float:
+        """The given one, or 4e-3·√(1024 / latents): larger dictionaries want smaller steps (Gao et al. 2024)."""
+        return self.lr if self.lr is not None else 4e-3 * (1024 / self.latents) ** 0.5
 
 
 class SaeCheckSettings(TeacherSettings):

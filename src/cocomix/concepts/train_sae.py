@@ -209,8 +209,8 @@ def _saelens_trainer(settings: SaeTrainSettings, teacher: Teacher, steps: int) -
         SAETrainerConfig(
             total_training_samples=steps * settings.batch_tokens,
             train_batch_size_samples=settings.batch_tokens,
-            lr=settings.lr,
-            lr_end=settings.lr,
+            lr=settings.learning_rate,
+            lr_end=settings.learning_rate,
             lr_warm_up_steps=int(settings.warm_up * steps),
             lr_decay_steps=int(settings.decay * steps),
             device=device,

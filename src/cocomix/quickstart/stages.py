@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from cocomix.config import load_settings
 from cocomix.files import read_json, write_json
 from cocomix.quickstart.settings import QuickstartSettings
 from cocomix.stages import Job, Stage
+from cocomix.train.settings import TrainSettings
 
 STUDENTS = ("ntp", "cocomix", "cocomix_add")
 BLOCK = 2
@@ -66,7 +68,6 @@ def _stages(settings: QuickstartSettings, folder: Path, job: Job, prepare: Calla
         def work() -> dict[str, Any]:
             prepare()
             from cocomix.train.run import train
-            from cocomix.train.settings import TrainSettings
 
             words = [f"tiny/{name}", f"data.path={data}", f"run={folder / name}", f"tokens={budget}"]
             words.append(f"seed={settings.seed}")
@@ -100,9 +101,9 @@ def _stages(settings: QuickstartSettings, folder: Path, job: Job, prepare: Calla
         from cocomix.concepts.extract import extract
         from cocomix.concepts.settings import ExtractSettings
 
-        # A tiny SAE of a tiny teacher is judged in the report, not refused here.
-        settings = load_settings(ExtractSettings, ["force=true"], data=str(data), sae=str(sae))
-        return {"flops": extract(settings)["cost"]["flops"]}
+        # Only what the students will read is labelled. A tiny SAE is judged in the report, not refused here.
+        words = ["force=true", f"train_windows={_student_windows(settings)}", f"train_seed={settings.seed}"]
+        return {"flops": extract(load_settings(ExtractSettings, words, data=str(data), sae=str(sae)))["cost"]["flops"]}
 
     def atlas() -> None:
         prepare()
@@ -119,10 +120,6 @@ def _stages(settings: QuickstartSettings, folder: Path, job: Job, prepare: Calla
 
     def report() -> None:
         _write_report(settings, folder, job.record)
-
-    def label_cost() -> float:
-        tokens = read_json(data / "dataset.json", "a dataset manifest")["splits"]["train"]["shards"]
-        return _training_seconds(sum(shard["tokens"] for shard in tokens), LABEL_MFLOP)
 
     v, w, t, n = settings.vocab_size, settings.window, settings.teacher_tokens, settings.tokens
     latents, k = settings.latents, {"seed": settings.seed}
@@ -146,7 +143,14 @@ def _stages(settings: QuickstartSettings, folder: Path, job: Job, prepare: Calla
             {"latents": latents, "tokens": settings.sae_tokens, **k},
             train_dictionary,
         ),
-        Stage("labels", "extract the concept labels of every token", label_cost, named, {}, labels),
+        Stage(
+            "labels",
+            "extract the concept labels of the windows that the students read",
+            lambda: 5 + _training_seconds(n, LABEL_MFLOP),
+            named,
+            {"tokens": n},
+            labels,
+        ),
         Stage("atlas", "collect what each concept means", lambda: 10, (f"{named[0]}/atlas.sqlite",), {}, atlas),
         *(
             Stage(
@@ -169,6 +173,12 @@ def _stages(settings: QuickstartSettings, folder: Path, job: Job, prepare: Calla
         ),
         Stage("report", "compare the models, draw, write the page", lambda: 10, ("report",), {}, report),
     ]
+
+
+def _student_windows(settings: QuickstartSettings) -> int:
+    """Windows that a student reads: its budget in whole steps."""
+    batch = load_settings(TrainSettings, ["tiny/ntp", "data.path=", "run="]).batch_windows
+    return batch * math.ceil(settings.tokens / (batch * settings.window))
 
 
 def _training_seconds(tokens: int, mflop: float) -> float:

@@ -75,6 +75,8 @@ class Run:
         self.optimizer = build_optimizer(self.model, settings.optimizer)
         self.step_tokens = settings.batch_windows * self.window
         self.steps = settings.steps or math.ceil((settings.tokens or 0) / self.step_tokens)
+        if self.labels is not None and self.columns:
+            self.labels.check_covers(self.split, settings.seed, self.steps * settings.batch_windows)
         self.flops_per_token = count_flops(self.model, self.window).training
         bf16 = settings.precision == "bf16" or (settings.precision == "auto" and self.device.type == "cuda")
         self.dtype = torch.bfloat16 if bf16 else torch.float32
