@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cocomix.cli.common import Json, Overrides, Words
+from cocomix.cli.common import Json, Overrides, Words, quiet_transformers
 from cocomix.cli.common import show as show_result
 
 Folder = Annotated[
@@ -30,6 +30,7 @@ def extract(words: Words = None, json: Json = False) -> None:
     from cocomix.concepts.settings import ExtractSettings
     from cocomix.config import load_settings
 
+    quiet_transformers()
     settings = load_settings(ExtractSettings, words or [])
     manifest = extract_labels(settings)
     cost, found = manifest["cost"], manifest["statistics"]
@@ -55,6 +56,7 @@ def atlas(labels: Folder = None, words: Overrides = None, json: Json = False) ->
     from cocomix.concepts.settings import AtlasSettings
     from cocomix.config import load_settings
 
+    quiet_transformers()
     folder, words = _folder(labels, words)
     made = build_atlas(load_settings(AtlasSettings, words, labels=folder))
     top = made.top(20)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.common import Json, Overrides, Words, show
+from cocomix.cli.common import Json, Overrides, Words, quiet_transformers, show
 
 Folder = Annotated[str, typer.Argument(metavar="SAE", help="The folder of a sparse autoencoder.")]
 
@@ -25,6 +25,7 @@ def train(words: Words = None, json: Json = False) -> None:
     from cocomix.concepts.train_sae import train_sae
     from cocomix.config import load_settings
 
+    quiet_transformers()
     settings = load_settings(SaeTrainSettings, words or [])
     record = train_sae(settings)
     text = (
@@ -48,6 +49,7 @@ def check(sae: Folder, words: Overrides = None, json: Json = False) -> None:
     from cocomix.concepts.settings import SaeCheckSettings
     from cocomix.config import load_settings
 
+    quiet_transformers()
     result = check_sae(load_settings(SaeCheckSettings, words or [], sae=sae))
     loss = result["cross_entropy"]
     rows = [
