@@ -177,7 +177,7 @@ def _stages(settings: QuickstartSettings, folder: Path, job: Job, prepare: Calla
 
 def _student_windows(settings: QuickstartSettings) -> int:
     """Windows that a student reads: its budget in whole steps."""
-    batch = load_settings(TrainSettings, ["tiny/ntp", "data.path=", "run="]).batch_windows
+    batch = load_settings(TrainSettings, ["tiny/ntp", "data.path=-", "run=-"]).batch_windows
     return batch * math.ceil(settings.tokens / (batch * settings.window))
 
 
