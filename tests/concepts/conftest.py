@@ -6,19 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from cocomix.concepts.extract import extract
 from cocomix.concepts.settings import ExtractSettings
 from cocomix.data.dataset import Dataset
 from cocomix.testing.teachers import tiny_sae, tiny_teacher
 from cocomix.testing.text import tiny_dataset
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _two_threads() -> None:
-    """One thread here, whatever other rooms use: the tensors are too small to be shared between two."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -124,6 +124,22 @@ def test_memory_mixing_equals_its_definition(ids):
         torch.testing.assert_close(model(ids).logits, slow_memory_attention(model, ids), atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("mixing", ["insert", "memory", "add"])
+def test_bfloat16_autocast_trains_near_full_precision(mixing, ids):
+    model = tiny_model(mixing=mixing, backbone={"initializer_range": 0.02}).train()
+    labels = torch.randint(0, 40, (3, 20, 4))
+    losses = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            output = model(ids, targets=ids, concept_ids=labels)
+        losses.append((output.nll / ids.numel(), output.concept_nll / labels.numel()))
+        sum(losses[-1]).backward()
+    for full, half in zip(*losses, strict=True):
+        assert half.dtype == torch.float32
+        assert half.item() == pytest.approx(full.item(), abs=0.02)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
 def test_labels_without_a_meaning_do_not_count():
     logits = torch.randn(2, 3, 10, dtype=torch.double)
     ids = torch.tensor([[[1, NO_LABEL], [NO_LABEL, NO_LABEL], [4, 9]]] * 2)

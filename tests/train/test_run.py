@@ -71,7 +71,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 @pytest.mark.parametrize(("dies_at", "batch"), [(4, 4), (7, 256)], ids=["within-an-epoch", "behind-its-end"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_resumed_run_equals_straight_run(dataset, tmp_path, monkeypatch, dies_at, batch, dropout):
-    words = [f"batch_windows={batch}", f"model.backbone.resid_pdrop={dropout}", "checkpoints=10"]
+    words = [f"batch_windows={batch}", f"model.backbone.resid_pdrop={dropout}", "checkpoints=10", "threads=2"]
     if batch == 256:
         assert dies_at * batch > dataset.split("train").count(dataset.window) > batch
     straight, broken = tmp_path / "straight", tmp_path / "broken"

@@ -18,7 +18,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(GPT2Block.forward).parameters else "past_key_values"
-"""The name of a cache in the installed transformers' signatures and outputs (renamed in 5.20 or so)."""
+"""The name of a cache in the installed transformers' signatures and outputs (renamed between 5.17 and 5.24)."""
 
 KeysValues = tuple[Float[Tensor, "B H S K"], Float[Tensor, "B H S K"]]
 

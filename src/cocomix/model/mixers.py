@@ -51,15 +51,18 @@ class ConceptMixer(nn.Module):
         mixed = F.embedding_bag(
             kept.indices.flatten(0, 1),
             self.compress.weight,
-            per_sample_weights=kept.values.flatten(0, 1),
+            per_sample_weights=kept.values.flatten(0, 1).to(self.compress.weight.dtype),
             mode="sum",
-        ).view_as(hidden)
+        )
+        # Under autocast the logits are of lower precision than the rows that they weigh.
+        mixed = mixed.view_as(hidden).to(hidden.dtype)
         vector = (mixed + self.compress_bias + self.pre_bias) * std + mean
         return Mixed(vector, logits, None if concept_ids is None else concept_nll(logits, concept_ids))
 
 
 def concept_nll(logits: Float[Tensor, "B T C"], concept_ids: Int[Tensor, "B T L"]) -> Float[Tensor, ""]:
     """Sum over labels with a meaning of the cross-entropy of z against the label (paper Eq. 2, before the mean)."""
+    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     has_label = concept_ids != NO_LABEL
     chosen = logits.gather(-1, concept_ids.clamp(min=0))
     nll = logits.logsumexp(-1, keepdim=True) - chosen

@@ -47,7 +47,7 @@ class CoCoMixOutput(ModelOutput):
     """z [B, T, C], after edits."""
     cache: Any = None
     """Keys and values of all tokens so far: one entry a token below the insertion, two above (insert, memory)."""
-    if CACHE_ARGUMENT == "past_key_values":  # the name before transformers 5.20; generate() reads the one it knows
+    if CACHE_ARGUMENT == "past_key_values":  # older transformers; generate() reads the one it knows
         past_key_values: Any = None
 
 

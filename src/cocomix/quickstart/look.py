@@ -41,8 +41,7 @@ def look_inside(settings: QuickstartSettings, folder: Path) -> dict[str, Any]:
     text = torch.from_numpy(windows[:, :-1])
     usual = usual_strengths(model, text)
     shown = _concepts(atlas, usual)
-    effects = [_measured(model, text, concept, DOSES[1], usual) for concept in shown]
-    best = shown[int(np.argmax(effects))]
+    best = max(shown, key=lambda concept: _measured(model, text, concept, DOSES[1], usual), default=None)
     return {
         "prediction": concept_quality(model, val, labels, settings.window).to_json(),
         "concepts": shown,
@@ -50,17 +49,15 @@ def look_inside(settings: QuickstartSettings, folder: Path) -> dict[str, Any]:
             "text": settings.sentence,
             "tokens": predicted_concepts(model, tokenizer, settings.sentence, 3, atlas),
         },
-        "steering": _steered(settings, model, tokenizer, text, best, usual),
+        "steering": _steered(settings, model, tokenizer, text, best, usual) if best else None,
     }
 
 
 def _concepts(atlas: Atlas, usual: Tensor) -> list[dict[str, Any]]:
     """Frequent enough concepts that the student mixes, the ones with the most concentrated contexts first."""
-    found = [
-        concept
-        for concept in atlas.top(10_000)
-        if RARE <= concept["frequency"] <= COMMON and torch.isfinite(usual[concept["id"]]) and concept["promoted"]
-    ]
+    mixed = [c for c in atlas.top(10_000) if torch.isfinite(usual[c["id"]]) and c["promoted"]]
+    # In a small dictionary every concept is common.
+    found = [concept for concept in mixed if RARE <= concept["frequency"] <= COMMON] or mixed
     found.sort(key=lambda concept: -concept["promoted"][0]["score"])
     return found[:CONCEPTS_SHOWN]
 
@@ -83,7 +80,7 @@ def _steered(
     concept: dict[str, Any],
     usual: Tensor,
 ) -> dict[str, Any]:
-    how = GenerateSettings(model="", max_new_tokens=60, temperature=0.7, seed=settings.seed)
+    how = GenerateSettings(model="", max_new_tokens=min(60, settings.window // 2), temperature=0.7, seed=settings.seed)
     samples = []
     for dose in DOSES:
         edit = _edit(concept, dose, usual)

@@ -61,8 +61,17 @@ def _stages(settings: QuickstartSettings, folder: Path, job: Job, prepare: Calla
         from cocomix.data.prepare import prepare as prepare_data
         from cocomix.data.settings import PrepareSettings
 
-        values = {"vocab_size": settings.vocab_size, "window": settings.window, "val_fraction": 0.04}
-        prepare_data(load_settings(PrepareSettings, [], source=str(folder / "factbook.jsonl"), out=str(data), **values))
+        prepare_data(
+            load_settings(
+                PrepareSettings,
+                ["val_fraction=0.04"],
+                source=str(folder / "factbook.jsonl"),
+                out=str(data),
+                vocab_size=settings.vocab_size,
+                window=settings.window,
+                limit_documents=settings.documents,
+            )
+        )
 
     def run(name: str, budget: int) -> Callable[[], dict[str, Any]]:
         def work() -> dict[str, Any]:
@@ -123,10 +132,11 @@ def _stages(settings: QuickstartSettings, folder: Path, job: Job, prepare: Calla
 
     v, w, t, n = settings.vocab_size, settings.window, settings.teacher_tokens, settings.tokens
     latents, k = settings.latents, {"seed": settings.seed}
+    text = {"v": v, "w": w, "documents": settings.documents}
     named = ("data/labels/concepts",)
     return [
         Stage("text", "256 documents of the CIA World Factbook as text", lambda: 2, ("factbook.jsonl",), {}, corpus),
-        Stage("tokens", f"a tokenizer of {v:,} pieces, shards", lambda: 8, ("data",), {"v": v, "w": w}, tokens),
+        Stage("tokens", f"a tokenizer of {v:,} pieces, shards", lambda: 8, ("data",), text, tokens),
         Stage(
             "teacher",
             f"pretrain the teacher on {t:,} tokens",
@@ -177,7 +187,7 @@ def _stages(settings: QuickstartSettings, folder: Path, job: Job, prepare: Calla
 
 def _student_windows(settings: QuickstartSettings) -> int:
     """Windows that a student reads: its budget in whole steps."""
-    batch = load_settings(TrainSettings, ["tiny/ntp", "data.path=-", "run=-"]).batch_windows
+    batch = load_settings(TrainSettings, ["tiny/ntp"], run="", data={"path": ""}).batch_windows
     return batch * math.ceil(settings.tokens / (batch * settings.window))
 
 

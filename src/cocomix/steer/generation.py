@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,4 +70,4 @@ def continuations(
 def _edited(model: PreTrainedModel, edits: Sequence[Edit]) -> Any:
     if isinstance(model, CoCoMixForCausalLM) and edits:
         return steering(model, edits)
-    return torch.no_grad()
+    return contextlib.nullcontext()
