@@ -156,7 +156,9 @@ def describe(cls: type[Settings], prefix: str = "") -> list[tuple[str, str, str]
         else:
             value = field.get_default(call_default_factory=True)
             default = "none" if value is None else str(value)
-        rows.append((prefix + name, default, field.description or ""))
+        choices = typing.get_args(field.annotation) if typing.get_origin(field.annotation) is typing.Literal else ()
+        meaning = (field.description or "") + (f" ({' | '.join(map(str, choices))})" if choices else "")
+        rows.append((prefix + name, default, meaning))
     return rows
 
 

@@ -13,6 +13,18 @@ from cocomix.cli import common
 
 NAME = "cocomix"
 
+UsageError: Any = typer.BadParameter.__base__
+"""A wrong command line. Typer carries its own copy of click and names only this subclass of it."""
+
+
+def told(error: Any) -> str:
+    """A wrong command line as one sentence; a group without a verb gets its help."""
+    message = error.format_message()
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return str(message)
+    verb = error.ctx.command_path if error.ctx else NAME
+    return f"error: {' '.join(message.split()).rstrip('.')} (see '{verb} --help')"
+
 
 class Verb(typer.core.TyperCommand):
     """A command whose help lists the settings that ``epilog`` names, read only when help is asked for."""

@@ -46,7 +46,8 @@ class Atlas:
         if path.is_dir():
             path = path / FILE
         if not path.is_file():
-            raise UserError(f"there is no atlas {path}: make it with 'cocomix concepts atlas {path.parent}'")
+            labels = path.parent if path.name == FILE else path
+            raise UserError(f"there is no atlas {path}: make it with 'cocomix concepts atlas {labels}'")
         # Read-only, from any thread: the studio's workers share it.
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
         try:

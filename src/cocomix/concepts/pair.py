@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cocomix.concepts.sae import SparseAutoencoder, load_sae
+from cocomix.concepts.sae import SparseAutoencoder, check_folder, load_sae
 from cocomix.concepts.teacher import Teacher, load_teacher, pick_device, pick_dtype, training_record
 from cocomix.data.dataset import Dataset
 from cocomix.errors import UserError
@@ -53,6 +53,7 @@ def named(settings: PairSettings) -> Names:
 
     Raises :class:`UserError` when neither says it, or the SAE was trained on another block.
     """
+    check_folder(settings.sae)
     record = training_record(settings.sae) or {}
     teacher = settings.teacher if settings.teacher is not None else record.get("teacher")
     block = settings.block if settings.block is not None else record.get("block")

@@ -152,14 +152,19 @@ class SparseAutoencoder(nn.Module):
         return self.decode(values, indices, x)
 
 
+def check_folder(folder: Path | str) -> None:
+    """Raises :class:`UserError` when there is no such folder."""
+    if not Path(folder).is_dir():
+        raise UserError(f"sae={folder} is no folder: train one with 'cocomix sae train', or give its folder")
+
+
 def load_sae(folder: Path | str, device: torch.device | str = "cpu") -> SparseAutoencoder:
     """The autoencoder in ``folder``, on ``device``.
 
     Raises :class:`UserError` when the folder is in no known format, or its files do not fit together.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"sae={folder} is no folder: train one with 'cocomix sae train', or give its folder")
+    check_folder(folder)
     for recognises, load in LOADERS:
         if recognises(folder):
             return load(folder).to(device)

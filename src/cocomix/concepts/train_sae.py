@@ -66,6 +66,8 @@ def train_sae(settings: SaeTrainSettings) -> dict[str, Any]:
         settings.seed,
     )
     training = _Training(settings, teacher, batches, identity, out)
+    with explained(out):  # a folder that cannot be written to is told before the work, not after it
+        out.mkdir(parents=True, exist_ok=True)
     training.resume()
     training.fit()
     return training.finish(window)
@@ -125,7 +127,8 @@ class _Training:
                 now = time.perf_counter()
                 self.seconds, clock = self.seconds + now - clock, now
                 stopping = stop.requested and self.step < self.steps
-                if stopping or now - saved > settings.checkpoint_seconds:
+                # Also at the end: what comes then may meet a full disk, and the steps are not lost.
+                if stopping or now - saved > settings.checkpoint_seconds or self.step == self.steps:
                     self._save()
                     saved = clock = time.perf_counter()
                 if stopping:
@@ -135,18 +138,21 @@ class _Training:
         """Writes ``checkpoint-NNNNNNNN``, whole or not at all, and removes those before it."""
         folder = self.out / f"checkpoint-{self.step:08d}"
         temporary = folder.with_name(folder.name + TEMPORARY_SUFFIX)
-        with explained(self.out):
+        try:
+            with explained(folder):
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+                self.trainer.sae.save_model(temporary)
+                self.trainer.save_trainer_state(temporary)
+                write_json(temporary / STATE, {**self.identity, "seconds": self.seconds})
+                _sync_files(temporary)
+                temporary.replace(folder)
+                sync_folder(self.out)
+                for old in self.out.glob("checkpoint-*"):
+                    if old != folder:
+                        shutil.rmtree(old)
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            self.trainer.sae.save_model(temporary)
-            self.trainer.save_trainer_state(temporary)
-            write_json(temporary / STATE, {**self.identity, "seconds": self.seconds})
-            _sync_files(temporary)
-            temporary.replace(folder)
-            sync_folder(self.out)
-            for old in self.out.glob("checkpoint-*"):
-                if old != folder:
-                    shutil.rmtree(old)
 
     def finish(self, window: int) -> dict[str, Any]:
         """Folds the scale, writes the inference layout, then ``training.json``, and measures the fit."""
@@ -154,12 +160,14 @@ class _Training:
         trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
         trainer.set_final_sae_metadata()
         temporary = self.out / f"inference{TEMPORARY_SUFFIX}"
-        with explained(self.out):
-            trainer.sae.save_inference_model(temporary)
-            _sync_files(temporary)
-            for name in (SAELENS_WEIGHTS, SAELENS_CONFIG):
-                (temporary / name).replace(self.out / name)
-            temporary.rmdir()
+        try:
+            with explained(self.out):
+                trainer.sae.save_inference_model(temporary)
+                _sync_files(temporary)
+                for name in (SAELENS_WEIGHTS, SAELENS_CONFIG):
+                    (temporary / name).replace(self.out / name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
         fit = measure_fit(load_sae(self.out, self.teacher.device), self.batches.buffer(0))
         tokens = self.steps * settings.batch_tokens
         # The teacher runs for whole buffers; the few activations that fill no batch are counted too.

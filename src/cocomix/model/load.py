@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from cocomix.errors import UserError
@@ -36,8 +37,12 @@ def load_model(where: str, device: str = "cpu") -> tuple[PreTrainedModel, PreTra
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model={where} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        there = Path(name).is_dir()
+        mend = "its files are damaged, export or save it again" if there else "give a run folder, an export or a hub id"
+        reason = (str(error).strip().splitlines() or [""])[0][:200].rstrip(". ")
+        what = "cannot be loaded" if there else "is no folder, and the hub gave no such model"
+        raise UserError(f"model={where} {what} ({reason}): {mend}") from error
     return model.to(device).eval(), tokenizer
 
 

@@ -22,19 +22,25 @@ from cocomix.steer.effect import promotion, usual_strengths
 from cocomix.steer.generation import continuations
 from cocomix.steer.inspection import predicted_concepts
 from cocomix.steer.settings import GenerateSettings
+from cocomix.train.metrics import read_lines
 
 CONCEPTS_SHOWN = 10
 RARE, COMMON = 2e-4, 2e-2
 """Concepts are shown whose share of the labelled tokens lies between: neither chance nor function words."""
+WITH_CONCEPTS = ("cocomix", "cocomix_add")
 DOSES = (1, 2, 4, 8)
 """Strengths in multiples of a concept's usual one."""
 
 
 def look_inside(settings: QuickstartSettings, folder: Path) -> dict[str, Any]:
-    """``{"prediction", "concepts", "sentence", "steering"}`` as the report's sections want them."""
+    """``{"model", "prediction", "concepts", "sentence", "steering"}``: which student was asked, and the report's sections.
+
+    Asked is the student with concepts that ended with the lower loss.
+    """
     dataset = Dataset.open(folder / "data")
     labels = Labels.open(dataset, "concepts")
-    model, tokenizer = load_concept_model(str(folder / "cocomix"))
+    student = min(WITH_CONCEPTS, key=lambda name: read_lines(folder / name / "evals.jsonl")[-1]["loss"])
+    model, tokenizer = load_concept_model(str(folder / student))
     atlas = Atlas.open(labels.folder)
     val = dataset.split("val")
     windows = val.read(np.arange(min(32, val.count(settings.window))), settings.window)
@@ -43,6 +49,7 @@ def look_inside(settings: QuickstartSettings, folder: Path) -> dict[str, Any]:
     shown = _concepts(atlas, usual)
     best = max(shown, key=lambda concept: _measured(model, text, concept, DOSES[1], usual), default=None)
     return {
+        "model": student,
         "prediction": concept_quality(model, val, labels, settings.window).to_json(),
         "concepts": shown,
         "sentence": {
@@ -54,19 +61,25 @@ def look_inside(settings: QuickstartSettings, folder: Path) -> dict[str, Any]:
 
 
 def _concepts(atlas: Atlas, usual: Tensor) -> list[dict[str, Any]]:
-    """Frequent enough concepts that the student mixes, the ones with the most concentrated contexts first."""
+    """Frequent enough concepts that the student mixes: those about words first, then by how much they promote."""
     mixed = [c for c in atlas.top(10_000) if torch.isfinite(usual[c["id"]]) and c["promoted"]]
     # In a small dictionary every concept is common.
     found = [concept for concept in mixed if RARE <= concept["frequency"] <= COMMON] or mixed
-    found.sort(key=lambda concept: -concept["promoted"][0]["score"])
+    found.sort(key=lambda concept: (not _about_words(concept), -concept["promoted"][0]["score"]))
     return found[:CONCEPTS_SHOWN]
 
 
-def _edit(concept: dict[str, Any], dose: float, usual: Tensor) -> Edit:
+def _about_words(concept: dict[str, Any]) -> bool:
+    """Whether a reader can tell from its first labelled and promoted tokens what a concept is about."""
+    first = [tokens[0]["token"].strip() for tokens in (concept["labelled"], concept["promoted"]) if tokens]
+    return len(first) == 2 and all(len(token) >= 3 and token.isalpha() for token in first)
+
+
+def _edit(concept: dict[str, Any], dose: int, usual: Tensor) -> Edit:
     return Edit(concept["id"], "set", round(dose * float(usual[concept["id"]]), 3))
 
 
-def _measured(model: CoCoMixForCausalLM, text: Tensor, concept: dict[str, Any], dose: float, usual: Tensor) -> float:
+def _measured(model: CoCoMixForCausalLM, text: Tensor, concept: dict[str, Any], dose: int, usual: Tensor) -> float:
     """By how many nats the edit promotes the concept's own tokens, on held-out text."""
     tokens = [promoted["id"] for promoted in concept["promoted"]]
     return promotion(model, text[:8], [_edit(concept, dose, usual)], tokens)

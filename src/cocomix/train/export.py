@@ -31,10 +31,12 @@ def export_model(model: CoCoMixForCausalLM, tokenizer_folder: Path, out: Path, t
 
     Raises :class:`UserError` when ``out`` exists and is no earlier export.
     """
-    if out.exists() and any(out.iterdir()) and not (out / "training.json").is_file():
-        raise UserError(f"out={out} exists and is no export: choose an empty folder")
     temporary = out.with_name(out.name + TEMPORARY_SUFFIX)
     with explained(out):
+        # An SAE's folder has a training.json too: it must not be taken for an export and replaced.
+        earlier = all((out / name).is_file() for name in ("training.json", "config.json"))
+        if out.exists() and any(out.iterdir()) and not earlier:
+            raise UserError(f"out={out} exists and is no export: choose an empty folder")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
