@@ -49,7 +49,7 @@ class ExtractSettings(TeacherSettings):
     data: str = Field(description="the dataset folder")
     sae: str = Field(description="the sparse autoencoder's folder")
     teacher: str | None = Field(
-        None, description="folder or hub id of a causal language model; none: the one that the SAE was trained on"
+        None, description="run folder, folder or hub id of a causal language model; none: the one that the SAE was trained on"
     )
     block: int | None = Field(
         None,
@@ -77,7 +77,7 @@ class ExtractSettings(TeacherSettings):
 class SaeTrainSettings(TeacherSettings):
     """A TopK sparse autoencoder on the residual stream behind one block of a teacher."""
 
-    teacher: str = Field(description="folder or hub id of a causal language model")
+    teacher: str = Field(description="run folder, folder or hub id of a causal language model")
     data: str = Field(description="the dataset folder; its train split is read")
     block: int = Field(ge=0, description="train on the output of this block, counted from 0")
     out: str = Field(description="the folder to write")

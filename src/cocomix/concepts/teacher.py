@@ -192,8 +192,15 @@ def pick_dtype(dtype: str, device: torch.device) -> str:
 
 
 def teacher_folder(name: str) -> Path:
-    """The folder of a teacher: ``name`` itself, or a hub repository, downloaded where it is not yet."""
+    """The folder of a teacher: ``name`` itself, the export of a run, or a hub repository, downloaded where it is not
+    yet."""
     folder = Path(name).expanduser()
+    if (folder / "recipe.yaml").is_file():
+        if not (folder / "export" / "config.json").is_file():
+            raise UserError(
+                f"teacher={name}: this run is not finished, it has no export: let it finish, or 'cocomix export {name}'"
+            )
+        return folder / "export"
     if folder.is_dir():
         return folder
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:

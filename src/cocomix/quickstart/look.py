@@ -33,7 +33,7 @@ DOSES = (1, 2, 4, 8)
 
 
 def look_inside(settings: QuickstartSettings, folder: Path) -> dict[str, Any]:
-    """``{"model", "prediction", "concepts", "sentence", "steering"}``: which student was asked, and the report's sections.
+    """``{"model", "prediction", "concepts", "sentence", "steering"}``: who was asked, and the report's sections.
 
     Asked is the student with concepts that ended with the lower loss.
     """

@@ -225,7 +225,7 @@ def _write_report(settings: QuickstartSettings, folder: Path, record: dict[str, 
     sections: Any = {
         "intro": {
             "title": "CoCoMix quickstart",
-            "text": f"{INTRODUCTION} Concepts, sentence and steering are those of {look['model']}, the better of the two.",
+            "text": f"{INTRODUCTION} The sentence and the steering are of {look['model']}, the better of the two.",
             "corpus": "CIA World Factbook, 256 documents (public domain)",
             "tokens": read_json(folder / "ntp" / "run.json", "a run")["steps"] * sizes[1]["batch_tokens"],
             "models": [{"name": run["name"], **run["parameters"]} for run in sizes],
