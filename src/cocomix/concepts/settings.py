@@ -49,7 +49,8 @@ class ExtractSettings(TeacherSettings):
     data: str = Field(description="the dataset folder")
     sae: str = Field(description="the sparse autoencoder's folder")
     teacher: str | None = Field(
-        None, description="run folder, folder or hub id of a causal language model; none: the one that the SAE was trained on"
+        None,
+        description="run folder, folder or hub id of a causal language model; none: the one that the SAE was trained on",
     )
     block: int | None = Field(
         None,

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from cocomix.errors import UserError, explained
-from cocomix.files import TEMPORARY_SUFFIX, write_json
+from cocomix.files import TEMPORARY_SUFFIX, read_json, write_json
 from cocomix.model.modeling import CoCoMixForCausalLM
 
 
@@ -33,9 +33,7 @@ def export_model(model: CoCoMixForCausalLM, tokenizer_folder: Path, out: Path, t
     """
     temporary = out.with_name(out.name + TEMPORARY_SUFFIX)
     with explained(out):
-        # An SAE's folder has a training.json too: it must not be taken for an export and replaced.
-        earlier = all((out / name).is_file() for name in ("training.json", "config.json"))
-        if out.exists() and any(out.iterdir()) and not earlier:
+        if out.exists() and any(out.iterdir()) and not _is_export(out):
             raise UserError(f"out={out} exists and is no export: choose an empty folder")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -54,3 +52,9 @@ def export_model(model: CoCoMixForCausalLM, tokenizer_folder: Path, out: Path, t
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return out
+
+
+def _is_export(folder: Path) -> bool:
+    """An SAE's folder has a training.json too; it must not be taken for an export and replaced."""
+    record = folder / "training.json"
+    return record.is_file() and "run" in read_json(record, "an export's costs")
