@@ -50,7 +50,7 @@ class ExtractSettings(TeacherSettings):
     sae: str = Field(description="the sparse autoencoder's folder")
     teacher: str | None = Field(
         None,
-        description="run folder, folder or hub id of a causal language model; none: the one that the SAE was trained on",
+        description="run folder, folder or hub id of a causal language model; none: the one the SAE was trained on",
     )
     block: int | None = Field(
         None,
