@@ -13,7 +13,7 @@ import torch
 from cocomix.concepts.attribution import check_attribution, label_windows
 from cocomix.concepts.costs import label_flops
 from cocomix.concepts.coverage import Coverage
-from cocomix.concepts.labels import FORMAT, MANIFEST, UNFINISHED, label_columns, read_manifest
+from cocomix.concepts.labels import FORMAT, MANIFEST, UNFINISHED, Labels, label_columns, read_manifest
 from cocomix.concepts.pair import Names, check_fit, load_pair, named, refuse_bad_fit
 from cocomix.concepts.sae import SparseAutoencoder, sae_fingerprint
 from cocomix.concepts.settings import AttributionSettings, ExtractSettings
@@ -52,6 +52,7 @@ def extract(settings: ExtractSettings) -> dict[str, Any]:
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         _refuse_other(folder, manifest, identity, settings)
+        Labels.open(dataset, str(folder))  # names a file that is missing or truncated
         say(f"{folder}: finished already")
         return manifest
     state = _open_state(folder, identity, settings)

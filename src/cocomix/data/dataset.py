@@ -164,10 +164,10 @@ class Dataset:
 def check_size(path: Path, expected: int, what: str) -> None:
     """Raises :class:`UserError` when a file is absent or not ``expected`` bytes long."""
     if not path.is_file():
-        raise UserError(f"{what} {path} is missing: restore it, or make it again")
+        raise UserError(f"{what} {path} is missing: restore it, or delete {path.parent} and make it again")
     found = path.stat().st_size
     if found != expected:
         raise UserError(
             f"{what} {path} has {found:,} bytes where {expected:,} are due: it is truncated or foreign, "
-            "restore it, or make it again"
+            f"restore it, or delete {path.parent} and make it again"
         )

@@ -73,18 +73,22 @@ def _stages(settings: QuickstartSettings, folder: Path, job: Job, prepare: Calla
             )
         )
 
-    def run(name: str, budget: int) -> Callable[[], dict[str, Any]]:
+    def run(name: str, budget: int) -> Stage:
+        words = [f"tiny/{name}", f"data.path={data}", f"run={folder / name}", f"tokens={budget}"]
+        words.append(f"seed={settings.seed}")
+        if name.startswith("cocomix"):
+            words.append("data.labels=concepts")
+        recipe = load_settings(TrainSettings, words)
+
         def work() -> dict[str, Any]:
             prepare()
             from cocomix.train.run import train
 
-            words = [f"tiny/{name}", f"data.path={data}", f"run={folder / name}", f"tokens={budget}"]
-            words.append(f"seed={settings.seed}")
-            if name.startswith("cocomix"):
-                words.append("data.labels=concepts")
-            return {"flops": train(load_settings(TrainSettings, words))["evaluation"]["flops"]["student"]}
+            return {"flops": train(recipe)["evaluation"]["flops"]["student"]}
 
-        return work
+        does = f"pretrain {'the teacher' if name == 'teacher' else name} on {budget:,} tokens"
+        expect = functools.partial(_training_seconds, budget, TRAIN_MFLOP[name])
+        return Stage(name, does, expect, (name,), recipe.model_dump(mode="json"), work)
 
     def train_dictionary() -> dict[str, Any]:
         prepare()
@@ -137,14 +141,7 @@ def _stages(settings: QuickstartSettings, folder: Path, job: Job, prepare: Calla
     return [
         Stage("text", "256 documents of the CIA World Factbook as text", lambda: 2, ("factbook.jsonl",), {}, corpus),
         Stage("tokens", f"a tokenizer of {v:,} pieces, shards", lambda: 8, ("data",), text, tokens),
-        Stage(
-            "teacher",
-            f"pretrain the teacher on {t:,} tokens",
-            lambda: _training_seconds(t, TRAIN_MFLOP["teacher"]),
-            ("teacher",),
-            {"tokens": t, **k},
-            run("teacher", t),
-        ),
+        run("teacher", t),
         Stage(
             "sae",
             f"train a sparse autoencoder of {latents:,} latents on block {BLOCK} of the teacher, and check it",
@@ -162,17 +159,7 @@ def _stages(settings: QuickstartSettings, folder: Path, job: Job, prepare: Calla
             labels,
         ),
         Stage("atlas", "collect what each concept means", lambda: 10, (f"{named[0]}/atlas.sqlite",), {}, atlas),
-        *(
-            Stage(
-                name,
-                f"pretrain {name} on {n:,} tokens",
-                functools.partial(_training_seconds, n, TRAIN_MFLOP[name]),
-                (name,),
-                {"tokens": n, **k},
-                run(name, n),
-            )
-            for name in STUDENTS
-        ),
+        *(run(name, n) for name in STUDENTS),
         Stage(
             "look",
             "predict the concepts of a sentence, steer a text at several strengths",
@@ -226,7 +213,7 @@ def _write_report(settings: QuickstartSettings, folder: Path, record: dict[str, 
         "intro": {
             "title": "CoCoMix quickstart",
             "text": f"{INTRODUCTION} The sentence and the steering are of {look['model']}, the better of the two.",
-            "corpus": "CIA World Factbook, 256 documents (public domain)",
+            "corpus": f"CIA World Factbook, {min(settings.documents or 256, 256)} documents (public domain)",
             "tokens": read_json(folder / "ntp" / "run.json", "a run")["steps"] * sizes[1]["batch_tokens"],
             "models": [{"name": run["name"], **run["parameters"]} for run in sizes],
             "stages": stages,
