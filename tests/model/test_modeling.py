@@ -11,7 +11,7 @@ from cocomix.model.adapters import CACHE_ARGUMENT
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.mixers import NO_LABEL, concept_nll
 from cocomix.model.modeling import CoCoMixForCausalLM
-from cocomix.testing.models import tiny_config, tiny_model
+from cocomix.testing.models import TINY_BACKBONES, tiny_config, tiny_model
 
 FORMS = [
     {"mixer": "none"},
@@ -27,8 +27,19 @@ FORMS = [
 ]
 
 
+FEW = [FORMS[0], FORMS[1], FORMS[4], FORMS[5], FORMS[7]]
+"""For families that add nothing to GPT-2 and Llama but their blocks."""
+CASES = [
+    (family, form) for family in TINY_BACKBONES for form in (FORMS if family in ("gpt2", "llama") else FEW)
+]
+
+
 def name(form: dict) -> str:
     return "-".join(form.values())
+
+
+def case_name(value) -> str:
+    return value if isinstance(value, str) else name(value)
 
 
 @pytest.fixture
@@ -36,7 +47,7 @@ def ids() -> torch.Tensor:
     return torch.randint(1, 101, (3, 20), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", TINY_BACKBONES)
 def test_without_a_mixer_the_logits_are_the_plain_transformers_models(family, ids):
     model = tiny_model(family, mixer="none")
     plain = AutoModelForCausalLM.from_config(model.config.text_config).eval()
@@ -47,8 +58,7 @@ def test_without_a_mixer_the_logits_are_the_plain_transformers_models(family, id
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("form", FORMS, ids=name)
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(("family", "form"), CASES, ids=case_name)
 def test_cached_equals_uncached_in_pieces_of_any_length(family, form, attention, ids):
     model = tiny_model(family, attention=attention, **form)
     with torch.no_grad():
@@ -65,8 +75,7 @@ def test_cached_equals_uncached_in_pieces_of_any_length(family, form, attention,
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("form", FORMS, ids=name)
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(("family", "form"), CASES, ids=case_name)
 def test_a_left_padded_batch_equals_each_prompt_alone(family, form, attention, ids):
     model = tiny_model(family, attention=attention, **form)
     lengths = [20, 13, 6]
@@ -91,6 +100,30 @@ def test_a_token_is_blind_to_what_comes_behind_it(form, ids):
     with torch.no_grad():
         torch.testing.assert_close(model(changed).logits[:, :12], model(ids).logits[:, :12], atol=1e-6, rtol=0)
         assert not torch.allclose(model(changed).logits[:, 12:], model(ids).logits[:, 12:])
+
+
+@pytest.mark.parametrize("family", TINY_BACKBONES)
+def test_keys_and_values_of_given_states_are_those_that_the_block_computes(family, ids):
+    model = tiny_model(family)
+    hidden = torch.randn(2, 9, 32)
+    positions = torch.arange(9).expand(2, -1)
+    for place, block in enumerate(model.blocks):
+        kind = model.kinds[place]
+        arguments = model.adapter.block_arguments(model.backbone, hidden, positions, kind)
+        seen = Caught()
+        with torch.no_grad():
+            model.adapter.run_block(block, hidden, None, seen, arguments)
+            keys, values = model.adapter.keys_values(block, hidden, arguments)
+        torch.testing.assert_close(keys, seen.keys, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(values, seen.values, atol=1e-6, rtol=1e-6)
+
+
+class Caught:
+    """Stands where a block expects its cache and keeps what the block hands over."""
+
+    def update(self, keys, values, layer_idx, *args, **kwargs):
+        self.keys, self.values = keys, values
+        return keys, values
 
 
 def slow_memory_attention(model: CoCoMixForCausalLM, ids: torch.Tensor) -> torch.Tensor:
@@ -157,9 +190,9 @@ def test_pause_is_concept_mixing_with_the_vector_in_place_of_the_prediction(ids)
         assert torch.equal(pause(ids).logits, concept(ids).logits)
 
 
-@pytest.mark.parametrize("mixing", ["add", "memory"])
-def test_a_zero_vector_added_leaves_the_plain_network(mixing, ids):
-    model, plain = tiny_model(mixer="pause", mixing="add"), tiny_model(mixer="none")
+@pytest.mark.parametrize("mixing", ["add", "none"])
+def test_a_zero_vector_leaves_the_plain_network(mixing, ids):
+    model, plain = tiny_model(mixer="pause", mixing=mixing), tiny_model(mixer="none")
     plain.backbone.load_state_dict(model.backbone.state_dict())
     plain.lm_head.load_state_dict(model.lm_head.state_dict())
     torch.nn.init.zeros_(model.mixer.vector)
@@ -192,7 +225,7 @@ def test_a_sequence_beyond_the_position_table_is_refused():
         tiny_model()(torch.zeros(1, 65, dtype=torch.long))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", TINY_BACKBONES)
 def test_saved_and_loaded_in_a_fresh_process_gives_the_same_logits(family, ids, tmp_path):
     model = tiny_model(family)
     model.save_pretrained(tmp_path)

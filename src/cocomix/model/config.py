@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import copy
+from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
-
-Mixer = Literal["none", "concept", "pause"]
-Mixing = Literal["insert", "memory", "add", "none"]
-SlotBase = Literal["none", "position", "copy"]
-SlotPositions = Literal["shared", "sequential"]
 
 
 class CoCoMixConfig(PreTrainedConfig):
@@ -59,6 +55,21 @@ class CoCoMixConfig(PreTrainedConfig):
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             kwargs[name] = getattr(self.text_config, name, None)
         super().__init__(**kwargs)
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
+        """The backbone's configuration as caches are built from it: without sliding windows.
+
+        A sliding layer's cache forgets by positions, of which a token has two above the insertion. So every layer
+        keeps all, and the masks leave out what a window, counted in tokens, does not reach.
+        """
+        text = self.text_config
+        if not getattr(text, "sliding_window", None):
+            return text
+        whole = copy.copy(text)
+        whole.sliding_window = None
+        if getattr(text, "layer_types", None) is not None:
+            whole.layer_types = ["full_attention"] * text.num_hidden_layers
+        return whole
 
     def check(self) -> None:
         """Raises :class:`ValueError`, naming the setting and the mend, when the parts do not fit together."""

@@ -1,51 +1,80 @@
-"""Attention masks for the two halves, in whatever form the chosen attention implementation wants."""
+"""Attention masks for the two halves, in whatever form the chosen attention implementation wants.
+
+A stream has ``each`` positions a token: one below the insertion, two in an interleaved stream above it. Keys of a
+memory stream lie as memory₀ slot₀ memory₁ slot₁ … while its queries are one a token. A sliding window counts tokens.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 
+from cocomix.model.adapters import SLIDING
 
-def causal_mask(config: Any, states: Float[Tensor, "B S D"], padding: Bool[Tensor, "B N"] | None, past: int) -> Any:
-    """Query i at place past + i sees keys 0 … past + i; None where the kernel's own causal flag is enough.
+Visible = Callable[[Any, Any, Any, Any], Any]
+"""(batch, head, query place, key place) → whether the query sees the key."""
 
-    ``padding`` marks the keys (past ones included) that are real.
+
+def stream_mask(
+    config: Any, kind: str, states: Float[Tensor, "B S D"], padding: Bool[Tensor, "B N"] | None, past: int, each: int
+) -> Any:
+    """A causal stream of ``each`` positions a token behind ``past`` tokens: a query sees the keys up to its own.
+
+    ``padding`` [B, past + T] marks the tokens that are real. None comes back where the kernel's own causal flag
+    is enough.
     """
-    keys = past + states.shape[1]
-    return _mask(config, states, padding, past, keys, causal_mask_function, True)
+    keys, window = each * past + states.shape[1], _window(config, kind)
+    if window is None or window * each >= keys:
+        return _mask(config, states, padding, each * past, keys, each, causal_mask_function, True)
+
+    def visible(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        return (key <= query) & (key // each > query // each - window)
+
+    return _mask(config, states, padding, each * past, keys, each, visible, False)
 
 
-def memory_mask(config: Any, states: Float[Tensor, "B S D"], padding: Bool[Tensor, "B N"] | None, past: int) -> Any:
-    """Keys lie as memory₀ slot₀ memory₁ slot₁ …; the query of token t sees the first 2·(t + 1) of them."""
-    keys = 2 * (past + states.shape[1])
-    return _mask(config, states, padding, past, keys, _up_to_own_slot, False)
+def memory_mask(
+    config: Any, kind: str, states: Float[Tensor, "B T D"], padding: Bool[Tensor, "B N"] | None, past: int
+) -> Any:
+    """The query of token t sees memory and slots of the tokens up to t: the first 2·(t + 1) keys."""
+    window = _window(config, kind)
+
+    def visible(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        up_to_own = key < 2 * (query + 1)
+        return up_to_own if window is None else up_to_own & (key // 2 > query - window)
+
+    return _mask(config, states, padding, past, 2 * (past + states.shape[1]), 2, visible, False)
 
 
-def _up_to_own_slot(batch: Any, head: Any, query: Any, key: Any) -> Any:
-    return key < 2 * (query + 1)
+def _window(config: Any, kind: str) -> int | None:
+    return config.sliding_window if kind == SLIDING else None
 
 
 def _mask(
     config: Any,
     states: Tensor,
     padding: Tensor | None,
-    past: int,
+    first_query: int,
     keys: int,
-    function: Callable[..., Any],
+    keys_per_token: int,
+    visible: Visible,
     may_skip: bool,
 ) -> Any:
+    if padding is not None and keys_per_token > 1:
+        padding = padding.repeat_interleave(keys_per_token, dim=1)
     make = ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation]
     return make(
         batch_size=states.shape[0],
         q_length=states.shape[1],
         kv_length=keys,
-        q_offset=past,
+        q_offset=first_query,
         kv_offset=0,
-        mask_function=function,
+        mask_function=visible,
         attention_mask=padding,
         allow_is_causal_skip=may_skip,
         dtype=states.dtype,
@@ -58,8 +87,6 @@ def positions_of(
     padding: Bool[Tensor, "B N"] | None, batch: int, past: int, length: int, device: Any
 ) -> Int[Tensor, "B T"]:
     """Positions of the new tokens: padded ones do not count."""
-    import torch
-
     if padding is None:
         return torch.arange(past, past + length, device=device).expand(batch, -1)
     return (padding.long().cumsum(-1) - 1).clamp(min=0)[:, past:]

@@ -7,7 +7,7 @@ Parallelism, compilation and steering are put on from outside; this file reads f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -22,9 +22,17 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from cocomix.model.adapters import CACHE_ARGUMENT, KeysValues, adapter_for, check_positions, interleave
+from cocomix.model.adapters import (
+    CACHE_ARGUMENT,
+    Arguments,
+    KeysValues,
+    adapter_for,
+    check_positions,
+    interleave,
+    layer_kinds,
+)
 from cocomix.model.config import CoCoMixConfig
-from cocomix.model.masks import causal_mask, memory_mask, positions_of
+from cocomix.model.masks import memory_mask, positions_of, stream_mask
 from cocomix.model.mixers import ConceptMixer, Mixed, PauseMixer
 
 IGNORED = -100
@@ -85,6 +93,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         config.check()
         text = config.text_config
         self.adapter = adapter_for(text.model_type)
+        self.kinds = layer_kinds(text)
         if config.slot_base == "position" and self.adapter.position_embedding is None:
             raise ValueError(
                 f"slot_base=position needs learned absolute positions; {text.model_type} rotates, there a slot has its "
@@ -142,7 +151,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             raise ValueError("input_ids are wanted (input embeddings are not supported)")
         cache = past_key_values if cache is None else cache
         if use_cache and cache is None:
-            cache = DynamicCache(config=self.config.text_config)
+            cache = DynamicCache(config=self.config.get_text_config(decoder=True))
         past = int(cache.get_seq_length()) if cache is not None else 0
         padding = None if attention_mask is None else attention_mask.bool()
         if padding is not None and padding.all():
@@ -180,38 +189,51 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         concept_ids: Int[Tensor, "B T L"] | None,
     ) -> tuple[Float[Tensor, "B T D"], Mixed | None]:
         """The states from which next-token logits are read, one a token, and what the mixer made."""
-        config, text = self.config, self.config.text_config
-        check_positions(text, self.adapter, past + input_ids.shape[1] - 1)
+        depth = len(self.blocks)
+        check_positions(self.config.text_config, self.adapter, past + input_ids.shape[1] - 1)
         hidden = self.adapter.embed(self.backbone, input_ids, positions)
-        mask = causal_mask(text, hidden, padding, past)
-        arguments = self.adapter.block_arguments(self.backbone, hidden, positions)
-        cut = config.insert_at if self.mixer is not None else len(self.blocks)
-        hidden = self._run(self.blocks[:cut], hidden, mask, cache, arguments)
+        lower = self._stream(hidden, positions, padding, past, each=1)
+        cut = self.config.insert_at if self.mixer is not None else depth
+        hidden = self._run(range(cut), hidden, lower, cache)
         mixed = None
         if self.mixer is not None:
             mixed = self.mixer(hidden, concept_ids)
-            upper = self.blocks[cut:]
-            match config.mixing:
+            upper = range(cut, depth)
+            match self.config.mixing:
                 case "insert":
                     hidden = self._insert(upper, hidden, mixed.vector, positions, padding, cache, past)
                 case "memory":
-                    hidden = self._memory(upper, hidden, mixed.vector, padding, cache, past, arguments)
+                    hidden = self._memory(upper, hidden, mixed.vector, lower, padding, cache, past)
                 case "add":
-                    hidden = self._run(upper, hidden + mixed.vector, mask, cache, arguments)
+                    hidden = self._run(upper, hidden + mixed.vector, lower, cache)
                 case "none":
-                    hidden = self._run(upper, hidden, mask, cache, arguments)
+                    hidden = self._run(upper, hidden, lower, cache)
         return getattr(self.backbone, self.adapter.norm)(hidden), mixed
 
-    def _run(
-        self, blocks: Any, states: Float[Tensor, "B S D"], mask: Any, cache: Any, arguments: dict[str, Any]
-    ) -> Float[Tensor, "B S D"]:
-        for block in blocks:
-            states = self.adapter.run_block(block, states, mask, cache, arguments)
+    def _stream(
+        self,
+        states: Float[Tensor, "B S D"],
+        positions: Int[Tensor, "B S"],
+        padding: Bool[Tensor, "B N"] | None,
+        past: int,
+        each: int,
+    ) -> Stream:
+        text, kinds = self.config.text_config, set(self.kinds)
+        return Stream(
+            {kind: stream_mask(text, kind, states, padding, past, each) for kind in kinds},
+            {kind: self.adapter.block_arguments(self.backbone, states, positions, kind) for kind in kinds},
+        )
+
+    def _run(self, places: range, states: Float[Tensor, "B S D"], stream: Stream, cache: Any) -> Float[Tensor, "B S D"]:
+        for place in places:
+            kind = self.kinds[place]
+            mask, arguments = stream.masks[kind], stream.arguments[kind]
+            states = self.adapter.run_block(self.blocks[place], states, mask, cache, arguments)
         return states
 
     def _insert(
         self,
-        blocks: Any,
+        places: range,
         hidden: Float[Tensor, "B T D"],
         vector: Float[Tensor, "B T D"],
         positions: Int[Tensor, "B T"],
@@ -226,34 +248,41 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         elif self.config.slot_base == "position":
             assert self.adapter.position_embedding is not None
             slots = slots + self.adapter.position_embedding(self.backbone, positions)
-        stream = interleave(hidden, slots, dim=1)
+        states = interleave(hidden, slots, dim=1)
         if self.config.slot_positions == "shared":
             doubled = positions.repeat_interleave(2, dim=1)
         else:
             doubled = interleave(2 * positions, 2 * positions + 1, dim=1)
-        padding = None if padding is None else padding.repeat_interleave(2, dim=1)
-        mask = causal_mask(self.config.text_config, stream, padding, 2 * past)
-        arguments = self.adapter.block_arguments(self.backbone, stream, doubled)
-        return self._run(blocks, stream, mask, cache, arguments)[:, 1::2]
+        stream = self._stream(states, doubled, padding, past, each=2)
+        return self._run(places, states, stream, cache)[:, 1::2]
 
     def _memory(
         self,
-        blocks: Any,
+        places: range,
         hidden: Float[Tensor, "B T D"],
         vector: Float[Tensor, "B T D"],
+        lower: Stream,
         padding: Bool[Tensor, "B N"] | None,
         cache: Any,
         past: int,
-        arguments: dict[str, Any],
     ) -> Float[Tensor, "B T D"]:
         """One stream from h + ĉ; the token states h stay as additional keys and values of every upper block."""
-        padding = None if padding is None else padding.repeat_interleave(2, dim=1)
-        mask = memory_mask(self.config.text_config, hidden, padding, past)
-        stream = hidden + vector
-        for block in blocks:
+        text = self.config.text_config
+        masks = {kind: memory_mask(text, kind, hidden, padding, past) for kind in set(self.kinds)}
+        states = hidden + vector
+        for place in places:
+            block, kind = self.blocks[place], self.kinds[place]
+            arguments = lower.arguments[kind]
             memory = MemoryKeys(self.adapter.keys_values(block, hidden, arguments), cache)
-            stream = self.adapter.run_block(block, stream, mask, memory, arguments)
-        return stream
+            states = self.adapter.run_block(block, states, masks[kind], memory, arguments)
+        return states
+
+
+class Stream(NamedTuple):
+    """What the blocks that a stream runs through want besides its states, by kind of layer."""
+
+    masks: dict[str, Any]
+    arguments: dict[str, Arguments]
 
 
 class MemoryKeys:

@@ -9,6 +9,15 @@ import torch
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.modeling import CoCoMixForCausalLM
 
+_COMMON = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
+_GROUPED = {"num_key_value_heads": 2}
+
 TINY_BACKBONES: dict[str, dict[str, Any]] = {
     "gpt2": {
         "model_type": "gpt2",
@@ -20,16 +29,25 @@ TINY_BACKBONES: dict[str, dict[str, Any]] = {
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
     },
-    "llama": {
-        "model_type": "llama",
-        "hidden_size": 32,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 64,
-        "max_position_embeddings": 64,
+    "gpt_neox": {**_COMMON, "model_type": "gpt_neox", "rotary_pct": 0.5},
+    "llama": {**_COMMON, **_GROUPED, "model_type": "llama"},
+    "mistral": {**_COMMON, **_GROUPED, "model_type": "mistral", "sliding_window": 6},
+    "qwen2": {**_COMMON, **_GROUPED, "model_type": "qwen2"},
+    "qwen3": {**_COMMON, **_GROUPED, "model_type": "qwen3", "head_dim": 12},
+    "olmo2": {**_COMMON, **_GROUPED, "model_type": "olmo2"},
+    "smollm3": {**_COMMON, **_GROUPED, "model_type": "smollm3", "no_rope_layers": [1, 0, 0, 1]},
+    "gemma3_text": {
+        **_COMMON,
+        **_GROUPED,
+        "model_type": "gemma3_text",
+        "head_dim": 12,
+        "query_pre_attn_scalar": 12,
+        "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
     },
 }
+"""One of each family, with what is peculiar to it: sliding windows shorter than the tests' texts, norms on keys,
+blocks without positions, rotation of a part."""
 
 
 def tiny_config(
@@ -41,6 +59,7 @@ def tiny_config(
         "vocab_size": vocab_size,
         "bos_token_id": 0,
         "eos_token_id": 0,
+        "pad_token_id": None,
         "initializer_range": 0.2,  # large enough that a wrong mask or position shows
         **(backbone or {}),
     }
