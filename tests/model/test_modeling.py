@@ -29,9 +29,7 @@ FORMS = [
 
 FEW = [FORMS[0], FORMS[1], FORMS[4], FORMS[5], FORMS[7]]
 """For families that add nothing to GPT-2 and Llama but their blocks."""
-CASES = [
-    (family, form) for family in TINY_BACKBONES for form in (FORMS if family in ("gpt2", "llama") else FEW)
-]
+CASES = [(family, form) for family in TINY_BACKBONES for form in (FORMS if family in ("gpt2", "llama") else FEW)]
 
 
 def name(form: dict) -> str:

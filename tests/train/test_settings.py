@@ -47,7 +47,7 @@ def test_missing_settings_are_told_all_at_once():
         (["model.mixer=concept"], "model.num_concepts is needed where no labels are given"),
         (["model.backbone.n_head=5"], "model: .*embed_dim.*must be divisible by num_heads"),
         (["model.backbone.n_layers=5"], "model.backbone.n_layers is no setting of gpt2 in transformers"),
-        (["model.backbone.model_type=bert"], "backbone model_type='bert' has no adapter; known: gpt2, llama"),
+        (["model.backbone.model_type=bert"], "backbone model_type='bert' has no adapter; known: gemma3_text, gpt2"),
         (["model.backbone.vocab_size=7"], "model.backbone.vocab_size=7 is smaller than the dataset's"),
         (["device=gpu"], "device='gpu' is no device"),
     ],

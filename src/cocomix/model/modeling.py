@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -105,10 +106,34 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             self.mixer = ConceptMixer(text.hidden_size, config.num_concepts, config.concept_k)
         elif config.mixer == "pause":
             self.mixer = PauseMixer(text.hidden_size)
+        if config.mixing == "memory":
+            for block in self.blocks[config.insert_at :]:
+                # Gradient checkpointing takes a block's cache away lest it be filled twice; MemoryKeys only lends keys.
+                block._can_checkpoint_with_cache = True  # type: ignore[assignment]
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self._tied_weights_keys = {"lm_head.weight": f"backbone.{self.adapter.embedding}.weight"}
         self.post_init()
+
+    @classmethod
+    def from_backbone(cls, name: str, load: dict[str, Any] | None = None, **mixer: Any) -> CoCoMixForCausalLM:
+        """A pretrained backbone (hub id or folder) with a new mixer, for continued pretraining.
+
+        ``mixer`` are settings of :class:`CoCoMixConfig`; ``load`` goes to transformers' ``from_pretrained`` (``dtype``,
+        ``revision``, ``gguf_file``, …). The compression (or the pause vector) starts at zero: with ``mixing="insert"``
+        and ``slot_base="copy"`` a slot starts as its token's own state, with ``memory`` the stream does, so that the
+        network starts near the backbone's own function.
+        """
+        plain: Any = AutoModelForCausalLM.from_pretrained(name, **(load or {}))
+        model: Any = cls(CoCoMixConfig(text_config=plain.config.get_text_config(), **mixer)).to(plain.dtype)
+        model.backbone.load_state_dict(getattr(plain, plain.base_model_prefix).state_dict())
+        model.lm_head.load_state_dict(plain.get_output_embeddings().state_dict())
+        model.tie_weights()
+        if isinstance(model.mixer, ConceptMixer):
+            nn.init.zeros_(model.mixer.compress.weight)
+        elif isinstance(model.mixer, PauseMixer):
+            nn.init.zeros_(model.mixer.vector)
+        return model
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
@@ -150,6 +175,8 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         if input_ids is None:
             raise ValueError("input_ids are wanted (input embeddings are not supported)")
         cache = past_key_values if cache is None else cache
+        if self.training and self.is_gradient_checkpointing and torch.is_grad_enabled():
+            use_cache, cache = False, None
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config.get_text_config(decoder=True))
         past = int(cache.get_seq_length()) if cache is not None else 0
