@@ -14,7 +14,7 @@ class QuickstartSettings(Settings):
     documents: int | None = Field(None, ge=1, description="documents of the corpus to use; none: all 256")
     vocab_size: int = Field(4096, ge=257, description="vocabulary of the tokenizer trained on the text")
     window: int = Field(256, ge=16, description="tokens of a window")
-    teacher_tokens: int = Field(350_000, ge=1, description="tokens that the teacher is trained on")
+    teacher_tokens: int = Field(500_000, ge=1, description="tokens that the teacher is trained on")
     sae_tokens: int = Field(250_000, ge=1, description="activations that the sparse autoencoder is trained on")
     latents: int = Field(512, ge=1, description="size of the concept dictionary")
     tokens: int = Field(300_000, ge=1, description="tokens that each student is trained on")

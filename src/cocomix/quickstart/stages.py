@@ -64,7 +64,7 @@ def _stages(settings: QuickstartSettings, folder: Path, job: Job, prepare: Calla
         prepare_data(
             load_settings(
                 PrepareSettings,
-                ["val_fraction=0.025"],
+                ["val_fraction=0.04"],
                 source=str(folder / "factbook.jsonl"),
                 out=str(data),
                 vocab_size=settings.vocab_size,
