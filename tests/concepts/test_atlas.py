@@ -14,8 +14,8 @@ from cocomix.concepts.atlas import Atlas
 from cocomix.concepts.build_atlas import build_atlas
 from cocomix.concepts.labels import Labels
 from cocomix.concepts.lens import promoted_tokens
+from cocomix.concepts.load_sae import load_sae
 from cocomix.concepts.pieces import Pieces
-from cocomix.concepts.sae import load_sae
 from cocomix.concepts.settings import AtlasSettings
 from cocomix.concepts.teacher import load_teacher
 from cocomix.data.dataset import Dataset

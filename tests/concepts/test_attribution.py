@@ -12,7 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix.concepts.attribution import NO_LABEL, active_scores, check_attribution, label_windows
 from cocomix.concepts.costs import activation_flops, attention_flops, label_flops, sae_step_flops
-from cocomix.concepts.sae import SparseAutoencoder, TopK, Weights, load_sae
+from cocomix.concepts.load_sae import load_sae
+from cocomix.concepts.sae import SparseAutoencoder, TopK, Weights
 from cocomix.concepts.settings import AttributionSettings
 from cocomix.concepts.teacher import Teacher, load_teacher
 from cocomix.data.dataset import Dataset

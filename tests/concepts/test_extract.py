@@ -16,7 +16,7 @@ from cocomix.concepts import extract as extract_module
 from cocomix.concepts.attribution import label_windows
 from cocomix.concepts.extract import extract
 from cocomix.concepts.labels import Labels
-from cocomix.concepts.sae import load_sae
+from cocomix.concepts.load_sae import load_sae
 from cocomix.concepts.settings import AttributionSettings, ExtractSettings
 from cocomix.concepts.teacher import load_teacher
 from cocomix.data.dataset import Dataset

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cocomix.concepts import sae as sae_module
-from cocomix.concepts.sae import SAELENS_WEIGHTS, load_sae
+from cocomix.concepts.load_sae import load_sae
+from cocomix.concepts.sae_saelens import SAELENS_WEIGHTS
 from cocomix.errors import UserError
 from cocomix.testing.teachers import write_sae
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from cocomix.concepts import activations as activations_module
 from cocomix.concepts.activations import ActivationBatches
 from cocomix.concepts.check import check_sae
-from cocomix.concepts.sae import load_sae
+from cocomix.concepts.load_sae import load_sae
 from cocomix.concepts.settings import SaeCheckSettings, SaeTrainSettings
 from cocomix.concepts.teacher import load_teacher
 from cocomix.concepts.train_sae import train_sae

@@ -14,8 +14,9 @@ from cocomix.concepts.attribution import check_attribution, label_windows
 from cocomix.concepts.costs import label_flops
 from cocomix.concepts.coverage import Coverage
 from cocomix.concepts.labels import FORMAT, MANIFEST, UNFINISHED, Labels, label_columns, read_manifest
+from cocomix.concepts.load_sae import sae_fingerprint
 from cocomix.concepts.pair import Names, check_fit, load_pair, named, refuse_bad_fit
-from cocomix.concepts.sae import SparseAutoencoder, sae_fingerprint
+from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.settings import AttributionSettings, ExtractSettings
 from cocomix.concepts.teacher import (
     Teacher,

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cocomix.concepts.sae import SparseAutoencoder, check_folder, load_sae
+from cocomix.concepts.load_sae import check_folder, load_sae
+from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.teacher import Teacher, load_teacher, pick_device, pick_dtype, training_record
 from cocomix.data.dataset import Dataset
 from cocomix.errors import UserError

@@ -11,8 +11,9 @@ import torch
 
 from cocomix.concepts.activations import ActivationBatches
 from cocomix.concepts.costs import activation_flops, sae_step_flops
+from cocomix.concepts.load_sae import load_sae
 from cocomix.concepts.pair import measure_fit
-from cocomix.concepts.sae import SAELENS_CONFIG, SAELENS_WEIGHTS, load_sae
+from cocomix.concepts.sae_saelens import SAELENS_CONFIG, SAELENS_WEIGHTS
 from cocomix.concepts.settings import SaeTrainSettings
 from cocomix.concepts.teacher import Teacher, load_teacher, pick_device, pick_dtype
 from cocomix.data.dataset import Dataset

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from cocomix.concepts.sae import SAELENS_CONFIG, SAELENS_WEIGHTS
+from cocomix.concepts.sae_saelens import SAELENS_CONFIG, SAELENS_WEIGHTS
 from cocomix.concepts.teacher import load_teacher, teacher_fingerprint
 from cocomix.data.dataset import Dataset
 from cocomix.files import write_json
