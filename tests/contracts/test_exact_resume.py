@@ -1,0 +1,62 @@
+"""A run stopped behind a checkpoint and resumed equals the straight run bit for bit: concepts and cached labels here,
+dropout, plain models and damaged files in ``tests/train/test_run.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cocomix.config import load_settings
+from cocomix.data.dataset import Dataset
+from cocomix.train import run as module
+from cocomix.train.checkpoint import checkpoint_folders
+from cocomix.train.metrics import read_lines
+from cocomix.train.run import train
+from cocomix.train.settings import TrainSettings
+
+CLOCK = ("seconds", "tokens_per_second", "mfu")
+
+
+class Killed(Exception):
+    pass
+
+
+def settings(run: str, mixing: str, batch: int) -> TrainSettings:
+    backbone = "model.backbone={model_type: gpt2, n_embd: 32, n_layer: 4, n_head: 4, resid_pdrop: 0.1}"
+    words = ["tiny/cocomix", backbone, f"model.mixing={mixing}", "model.concept_k=8", "data.path=data"]
+    words += ["data.labels=concepts", f"batch_windows={batch}", "steps=8", "checkpoints=8", "evaluations=2"]
+    return load_settings(TrainSettings, [*words, "eval_documents=2", f"run={run}"])
+
+
+def without_clock(run: str, file: str) -> list[dict]:
+    return [{k: v for k, v in line.items() if k not in CLOCK} for line in read_lines(Path(run) / file)]
+
+
+@pytest.mark.parametrize("batch", [4, 128], ids=["within-an-epoch", "behind-its-end"])
+@pytest.mark.parametrize("mixing", ["insert", "memory", "add"])
+def test_stopped_and_resumed_equals_straight(place: Path, monkeypatch: pytest.MonkeyPatch, mixing: str, batch: int):
+    data = Dataset.open("data")
+    assert (5 * batch > data.split("train").count(data.window)) == (batch == 128)
+    train(settings("straight", mixing, batch))
+    save = module.save_checkpoint
+
+    def save_and_die(run, model, optimizer, counters, keep):
+        save(run, model, optimizer, counters, keep)
+        if counters.step == 5:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_checkpoint", save_and_die)
+        with pytest.raises(Killed):
+            train(settings("broken", mixing, batch))
+    train(settings("broken", mixing, batch))
+    for file in ("metrics.jsonl", "evals.jsonl"):
+        assert without_clock("broken", file) == without_clock("straight", file)
+    assert [line["step"] for line in without_clock("straight", "metrics.jsonl")] == list(range(1, 9))
+    for name in ("model.safetensors", "optimizer.safetensors", "random.safetensors"):
+        straight, broken = (load_file(checkpoint_folders(Path(run))[-1] / name) for run in ("straight", "broken"))
+        assert straight.keys() == broken.keys()
+        assert all(torch.equal(straight[key], broken[key]) for key in straight), name
