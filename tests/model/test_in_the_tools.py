@@ -69,7 +69,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, mixing):
         model = tiny_model(family, **mixing).train()
         if checkpointing:
             model.gradient_checkpointing_enable()
-            assert model.is_gradient_checkpointing
+            assert all(block.gradient_checkpointing for block in model.blocks)
         output = model(IDS, targets=IDS, concept_ids=IDS[..., None] % 40, use_cache=checkpointing)
         (output.nll + output.concept_nll).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})

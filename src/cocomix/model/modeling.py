@@ -175,8 +175,8 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         if input_ids is None:
             raise ValueError("input_ids are wanted (input embeddings are not supported)")
         cache = past_key_values if cache is None else cache
-        if self.training and self.is_gradient_checkpointing and torch.is_grad_enabled():
-            use_cache, cache = False, None
+        if self.training and torch.is_grad_enabled() and getattr(self.blocks[0], "gradient_checkpointing", False):
+            use_cache, cache = False, None  # a block that is run again in the backward pass would fill it twice
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config.get_text_config(decoder=True))
         past = int(cache.get_seq_length()) if cache is not None else 0
