@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cocomix.model.adapters import CACHE_ARGUMENT
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.mixers import NO_LABEL, concept_nll
 from cocomix.model.modeling import CoCoMixForCausalLM
@@ -53,41 +52,6 @@ def test_without_a_mixer_the_logits_are_the_plain_transformers_models(family, id
     plain.get_output_embeddings().load_state_dict(model.lm_head.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, plain(ids).logits, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize(("family", "form"), CASES, ids=case_name)
-def test_cached_equals_uncached_in_pieces_of_any_length(family, form, attention, ids):
-    model = tiny_model(family, attention=attention, **form)
-    with torch.no_grad():
-        whole = model(ids).logits
-        cache, pieces = {}, []
-        for start, end in [(0, 7), (7, 8), (8, 11), *((i, i + 1) for i in range(11, 20))]:
-            output = model(ids[:, start:end], use_cache=True, **cache)
-            cache = {CACHE_ARGUMENT: output[CACHE_ARGUMENT]}
-            pieces.append(output.logits)
-    torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=2e-5, rtol=0)
-    layers = cache[CACHE_ARGUMENT].layers
-    above = 40 if form["mixer"] != "none" and form["mixing"] in ("insert", "memory") else 20
-    assert [layer.keys.shape[2] for layer in layers] == [20, 20, above, above]
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize(("family", "form"), CASES, ids=case_name)
-def test_a_left_padded_batch_equals_each_prompt_alone(family, form, attention, ids):
-    model = tiny_model(family, attention=attention, **form)
-    lengths = [20, 13, 6]
-    padded, mask = torch.zeros_like(ids), torch.zeros_like(ids)
-    for row, length in enumerate(lengths):
-        padded[row, 20 - length :], mask[row, 20 - length :] = ids[row, :length], 1
-    with torch.no_grad():
-        together = model(padded, attention_mask=mask).logits
-        texts = model.generate(padded, attention_mask=mask, max_new_tokens=6, do_sample=False, eos_token_id=-1)
-        for row, length in enumerate(lengths):
-            prompt = ids[row : row + 1, :length]
-            torch.testing.assert_close(together[row, 20 - length :], model(prompt).logits[0], atol=2e-5, rtol=0)
-            alone = model.generate(prompt, max_new_tokens=6, do_sample=False, use_cache=False, eos_token_id=-1)
-            assert texts[row, 20:].tolist() == alone[0, length:].tolist()
 
 
 @pytest.mark.parametrize("form", FORMS, ids=name)

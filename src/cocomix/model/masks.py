@@ -7,7 +7,7 @@ memory stream lie as memory₀ slot₀ memory₁ slot₁ … while its queries a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,46 +20,73 @@ Visible = Callable[[Any, Any, Any, Any], Any]
 """(batch, head, query place, key place) → whether the query sees the key."""
 
 
+class Past(NamedTuple):
+    """What a cache holds before a forward pass."""
+
+    tokens: Any = 0
+    """How many tokens: a number, or a tensor where a static cache counts them."""
+    room: int | None = None
+    """Tokens that a static cache has room for; None: the cache grows, or there is none."""
+
+    def keys(self, new: int) -> int:
+        """Tokens whose keys the new ones are shown, their own among them."""
+        return self.tokens + new if self.room is None else self.room
+
+
 def stream_mask(
-    config: Any, kind: str, states: Float[Tensor, "B S D"], padding: Bool[Tensor, "B N"] | None, past: int, each: int
+    config: Any, kind: str, states: Float[Tensor, "B S D"], padding: Bool[Tensor, "B N"] | None, past: Past, each: int
 ) -> Any:
-    """A causal stream of ``each`` positions a token behind ``past`` tokens: a query sees the keys up to its own.
+    """A causal stream of ``each`` positions a token behind a past: a query sees the keys up to its own.
 
     ``padding`` [B, past + T] marks the tokens that are real. None comes back where the kernel's own causal flag
     is enough.
     """
-    keys, window = each * past + states.shape[1], _window(config, kind)
+    keys, window = each * past.keys(states.shape[1] // each), _window(config, kind)
+    first = each * past.tokens
     if window is None or window * each >= keys:
-        return _mask(config, states, padding, each * past, keys, each, causal_mask_function, True)
+        # A static cache shows keys that are not there yet: its mask is never left to the kernel's flag.
+        return _mask(config, states, padding, first, keys, each, causal_mask_function, past.room is None)
+    if each > 1:
+        _refuse_flash(config, "a sliding window above the insertion, which counts tokens and not slots")
 
     def visible(batch: Any, head: Any, query: Any, key: Any) -> Any:
         return (key <= query) & (key // each > query // each - window)
 
-    return _mask(config, states, padding, each * past, keys, each, visible, False)
+    return _mask(config, states, padding, first, keys, each, visible, False)
 
 
 def memory_mask(
-    config: Any, kind: str, states: Float[Tensor, "B T D"], padding: Bool[Tensor, "B N"] | None, past: int
+    config: Any, kind: str, states: Float[Tensor, "B T D"], padding: Bool[Tensor, "B N"] | None, past: Past
 ) -> Any:
     """The query of token t sees memory and slots of the tokens up to t: the first 2·(t + 1) keys."""
+    _refuse_flash(config, "mixing=memory")
     window = _window(config, kind)
 
     def visible(batch: Any, head: Any, query: Any, key: Any) -> Any:
         up_to_own = key < 2 * (query + 1)
         return up_to_own if window is None else up_to_own & (key // 2 > query - window)
 
-    return _mask(config, states, padding, past, 2 * (past + states.shape[1]), 2, visible, False)
+    return _mask(config, states, padding, past.tokens, 2 * past.keys(states.shape[1]), 2, visible, False)
 
 
 def _window(config: Any, kind: str) -> int | None:
     return config.sliding_window if kind == SLIDING else None
 
 
+def _refuse_flash(config: Any, what: str) -> None:
+    """FlashAttention knows one causal mask and one window, and would silently apply those."""
+    if "flash" in config._attn_implementation:
+        raise ValueError(
+            f"attn_implementation={config._attn_implementation} cannot do {what}: load the model with sdpa or "
+            "flex_attention"
+        )
+
+
 def _mask(
     config: Any,
     states: Tensor,
     padding: Tensor | None,
-    first_query: int,
+    first_query: Any,
     keys: int,
     keys_per_token: int,
     visible: Visible,
@@ -84,9 +111,9 @@ def _mask(
 
 
 def positions_of(
-    padding: Bool[Tensor, "B N"] | None, batch: int, past: int, length: int, device: Any
+    padding: Bool[Tensor, "B N"] | None, batch: int, past: Past, length: int, device: Any
 ) -> Int[Tensor, "B T"]:
     """Positions of the new tokens: padded ones do not count."""
     if padding is None:
-        return torch.arange(past, past + length, device=device).expand(batch, -1)
-    return (padding.long().cumsum(-1) - 1).clamp(min=0)[:, past:]
+        return (torch.arange(length, device=device) + past.tokens).expand(batch, -1)
+    return (padding.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]

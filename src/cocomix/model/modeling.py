@@ -33,7 +33,7 @@ from cocomix.model.adapters import (
     layer_kinds,
 )
 from cocomix.model.config import CoCoMixConfig
-from cocomix.model.masks import memory_mask, positions_of, stream_mask
+from cocomix.model.masks import Past, memory_mask, positions_of, stream_mask
 from cocomix.model.mixers import ConceptMixer, Mixed, PauseMixer
 
 IGNORED = -100
@@ -179,10 +179,10 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             use_cache, cache = False, None  # a block that is run again in the backward pass would fill it twice
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config.get_text_config(decoder=True))
-        past = int(cache.get_seq_length()) if cache is not None else 0
+        past = self._past(cache)
         padding = None if attention_mask is None else attention_mask.bool()
-        if padding is not None and padding.all():
-            padding = None
+        if padding is not None and not torch.compiler.is_compiling() and padding.all():
+            padding = None  # (a compiled graph would break where it has to look)
         if position_ids is None:
             position_ids = positions_of(padding, input_ids.shape[0], past, input_ids.shape[1], input_ids.device)
         position_ids = position_ids.expand_as(input_ids)
@@ -202,6 +202,29 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             output["loss"] = self._nll(hidden, shifted) / (shifted != IGNORED).sum().clamp(min=1)
         return output
 
+    def _past(self, cache: Any) -> Past:
+        """What the cache holds; a new static one gets room for two entries a token in the blocks that need it."""
+        if cache is None:
+            return Past()
+        if not cache.is_compileable:
+            return Past(int(cache.get_seq_length()))
+        room = cache.layers[0].max_cache_len
+        entries = 2 * room if self.mixer is not None and self.config.mixing in ("insert", "memory") else room
+        for layer in cache.layers[self.config.insert_at :]:
+            if not layer.is_initialized:
+                layer.max_cache_len = entries
+            elif layer.max_cache_len != entries:
+                raise ValueError(
+                    f"the static cache has {layer.max_cache_len} entries above the insertion where {entries} are "
+                    "wanted: give it to the model before it is initialised"
+                )
+        return Past(cache.get_seq_length() + 0, room)  # block 0 counts on in place; the masks above want what was
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask: Tensor | None = None, **unused: Any) -> Tensor | None:
+        """generate() would make one mask for all blocks of a static cache; here each half makes its own from this."""
+        return attention_mask
+
     def _nll(self, hidden: Float[Tensor, "B T D"], targets: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
         logits = self.lm_head(hidden).float().flatten(0, 1)
         return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
@@ -212,12 +235,13 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         positions: Int[Tensor, "B T"],
         padding: Bool[Tensor, "B N"] | None,
         cache: Any,
-        past: int,
+        past: Past,
         concept_ids: Int[Tensor, "B T L"] | None,
     ) -> tuple[Float[Tensor, "B T D"], Mixed | None]:
         """The states from which next-token logits are read, one a token, and what the mixer made."""
         depth = len(self.blocks)
-        check_positions(self.config.text_config, self.adapter, past + input_ids.shape[1] - 1)
+        if past.room is None:
+            check_positions(self.config.text_config, self.adapter, past.tokens + input_ids.shape[1] - 1)
         hidden = self.adapter.embed(self.backbone, input_ids, positions)
         lower = self._stream(hidden, positions, padding, past, each=1)
         cut = self.config.insert_at if self.mixer is not None else depth
@@ -242,7 +266,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         states: Float[Tensor, "B S D"],
         positions: Int[Tensor, "B S"],
         padding: Bool[Tensor, "B N"] | None,
-        past: int,
+        past: Past,
         each: int,
     ) -> Stream:
         text, kinds = self.config.text_config, set(self.kinds)
@@ -266,7 +290,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         positions: Int[Tensor, "B T"],
         padding: Bool[Tensor, "B N"] | None,
         cache: Any,
-        past: int,
+        past: Past,
     ) -> Float[Tensor, "B T D"]:
         """(h₁, ĉ₁, …, h_T, ĉ_T) through the upper blocks; the states at the slots come back (paper, section 3)."""
         slots = vector
@@ -291,7 +315,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         lower: Stream,
         padding: Bool[Tensor, "B N"] | None,
         cache: Any,
-        past: int,
+        past: Past,
     ) -> Float[Tensor, "B T D"]:
         """One stream from h + ĉ; the token states h stay as additional keys and values of every upper block."""
         text = self.config.text_config
