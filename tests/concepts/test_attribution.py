@@ -148,15 +148,27 @@ def test_each_setting_equals_a_dense_computation(
         assert 0 < float((~has).float().mean()) < 1, "the case with too few scores is there"
 
 
-def test_more_labels_than_active_latents_are_refused(sae_path: Path) -> None:
-    sae = load_sae(sae_path)
+def test_more_labels_than_active_latents_are_refused(tiny: tuple[Teacher, SparseAutoencoder, torch.Tensor]) -> None:
+    teacher, sae, _ = tiny
     with pytest.raises(UserError, match="attribution.k=13 is more than the 12 latents"):
-        check_attribution(sae, AttributionSettings(k=13))
-    check_attribution(sae, AttributionSettings(k=13, latents="preact"))
+        check_attribution(teacher, sae, AttributionSettings(k=13))
+    check_attribution(teacher, sae, AttributionSettings(k=13, latents="preact"))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize("settings", [{}, {"latents": "preact"}, {"at": "reconstruction"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"latents": "preact"},
+        {"at": "reconstruction"},
+        {"gradient_of": "next_token"},
+        {"gradient_of": "next_token", "at": "reconstruction", "latents": "preact"},
+        {"select": "activation"},
+        {"select": "activation", "latents": "preact"},
+    ],
+    ids=str,
+)
 def test_counted_operations_equal_measured_ones(
     dataset: Dataset, sae_path: Path, tmp_path: Path, family: str, settings: dict[str, str]
 ) -> None:
@@ -173,11 +185,14 @@ def test_counted_operations_equal_measured_ones(
     tokens = torch.randint(0, dataset.vocab_size, (2, window + 1))
     with FlopCounterMode(display=False) as counter:
         label_windows(teacher, sae, tokens[:, :-1], tokens[:, 1:], attribution)
-    counted = label_flops(teacher, sae, attribution, window)
-    # The counter sees whole T × T attention, forward in 3 blocks and twice backward in the one above; embedding_bag
-    # (decoding) it does not see, nor does torch count what a gather costs.
-    unmasked = attention_flops(teacher, window) * (2 * window / (window + 1) - 1) * (3 + 2)
-    unseen = 2 * sae.width * sae.k if attribution.at == "reconstruction" else 0
+    counted = label_flops(teacher, sae, attribution, window, 12.0)
+    # The counter sees whole T × T attention, forward in 3 blocks and twice (once) backward in the one above; 2 blocks
+    # forward without a gradient. embedding_bag (decoding) it does not see, nor does torch count what a gather costs.
+    passes = {"sequence": 3 + 2, "next_token": 3 + 1}[attribution.gradient_of]
+    if attribution.select == "activation":
+        passes = 2
+    unmasked = attention_flops(teacher, window) * (2 * window / (window + 1) - 1) * passes
+    unseen = 2 * sae.width * 12 if attribution.at == "reconstruction" else 0
     due = (counted.total + unmasked - unseen) * 2 * window
     assert counter.get_total_flops() == pytest.approx(due, rel=0.02)
 

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from cocomix.concepts import sae as sae_module
 from cocomix.concepts.load_sae import load_sae
-from cocomix.concepts.sae_saelens import SAELENS_WEIGHTS
-from cocomix.errors import UserError
+from cocomix.concepts.sae import SparseAutoencoder, Threshold, TopK, Weights
 from cocomix.testing.teachers import write_sae
 
 D, C, K = 12, 40, 5
@@ -21,28 +18,8 @@ def _tensors(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, t
     return torch.randn(D, C), torch.randn(C) / 4, torch.randn(C, D), torch.randn(D)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        {},
-        {"normalize_activations": "layer_norm"},
-        {"apply_b_dec_to_input": False},
-        {"rescale_acts_by_decoder_norm": True},
-    ],
-    ids=["plain", "layer_norm", "b_dec_not_subtracted", "rescaled"],
-)
-def test_encoding_and_decoding_equal_saelens_on_the_same_folder(tmp_path: Path, config: dict[str, object]) -> None:
-    from sae_lens import SAE
-
-    write_sae(tmp_path, *_tensors(), k=K, **config)
-    theirs, ours = SAE.load_from_disk(tmp_path), load_sae(tmp_path)
-    x = 3 * torch.randn(50, D) + 1
-    with torch.no_grad():
-        latents = theirs.encode(x)
-        reconstruction = theirs.decode(latents)
-    values, indices = ours.encode(x)
-    torch.testing.assert_close(torch.zeros(50, C).scatter(1, indices, values), latents, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(ours.decode(values, indices, x), reconstruction, atol=1e-5, rtol=1e-5)
+def _sae(activation: TopK | Threshold, **settings: object) -> SparseAutoencoder:
+    return SparseAutoencoder(Weights(*_tensors()), activation, **settings)  # type: ignore[arg-type]
 
 
 def test_layer_norm_is_openais_with_unbiased_deviation(tmp_path: Path) -> None:
@@ -67,63 +44,69 @@ def test_at_most_k_latents_are_active_and_none_is_negative(tmp_path: Path) -> No
     assert values.min() == 0
 
 
-def test_chunks_do_not_change_the_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sae = load_sae(write_sae(tmp_path, *_tensors(), k=K))
+def test_a_threshold_keeps_exactly_what_lies_strictly_above_it() -> None:
+    thresholds = torch.linspace(-1, 4, C)
+    sae, x = _sae(Threshold(thresholds)), torch.randn(30, D)
+    pre = sae.pre_activations(x)
+    due = [[c for c in range(C) if pre[n, c] > max(0.0, float(thresholds[c]))] for n in range(30)]
+    values, indices = sae.encode(x)
+    assert values.shape[1] == max(len(active) for active in due)
+    for n in range(30):
+        active = indices[n][values[n] > 0].tolist()
+        assert sorted(active) == due[n]
+        assert torch.equal(values[n][: len(active)], pre[n, active])
+        assert (values[n][len(active) :] == 0).all()
+    assert sae.k is None
+    assert _sae(Threshold(-1e6)).encode(x)[0].min() >= 0, "a threshold below zero is ReLU"
+    equal = pre[0].clone()
+    assert _sae(Threshold(equal)).activation(pre[:1])[0].max() == 0, "at the threshold is not above it"
+
+
+def test_nothing_active_leaves_the_bias() -> None:
+    sae = _sae(Threshold(1e6))
+    values, indices = sae.encode(torch.randn(4, D))
+    assert values.shape == indices.shape == (4, 1)
+    torch.testing.assert_close(sae.reconstruct(torch.randn(4, D)), sae.b_dec.expand(4, D))
+
+
+@pytest.mark.parametrize("activation", [TopK(K), Threshold(0.5)], ids=["topk", "threshold"])
+def test_chunks_do_not_change_the_encoding(activation: TopK | Threshold, monkeypatch: pytest.MonkeyPatch) -> None:
+    sae = _sae(activation)
     x = torch.randn(33, D)
+    x[20:] *= 3  # other chunks have more active latents
     values, indices = sae.encode(x)
     monkeypatch.setattr(sae_module, "PRE_ACTIVATIONS_AT_ONCE", 7 * C)
     chunked_values, chunked_indices = sae.encode(x)
-    assert torch.equal(indices, chunked_indices)
     torch.testing.assert_close(values, chunked_values)
+    assert torch.equal(indices[values > 0], chunked_indices[chunked_values > 0])
+    torch.testing.assert_close(sae.decode(values, indices), sae.decode(chunked_values, chunked_indices))
 
 
-def test_a_layer_normed_decoder_wants_the_activations(tmp_path: Path) -> None:
-    sae = load_sae(write_sae(tmp_path, *_tensors(), k=K, normalize_activations="layer_norm"))
+@pytest.mark.parametrize("activation", [TopK(K), Threshold(0.5)], ids=["topk", "threshold"])
+def test_no_tokens_give_nothing(activation: TopK | Threshold) -> None:
+    values, indices = _sae(activation).encode(torch.zeros(0, D))
+    assert len(values) == len(indices) == 0
+    assert _sae(activation).reconstruct(torch.zeros(0, D)).shape == (0, D)
+
+
+def test_constant_norm_and_centring_take_back_what_they_took() -> None:
+    x = 4 * torch.randn(9, D) + 2
+    plain = _sae(TopK(K))
+    scale = D**0.5 / x.norm(dim=-1, keepdim=True)
+    rescaled = _sae(TopK(K), normalise="constant_norm_rescale").reconstruct(x)
+    torch.testing.assert_close(rescaled, plain.reconstruct(x * scale) / scale, atol=1e-4, rtol=1e-4)
+    mean = x.mean(-1, keepdim=True)
+    centred = _sae(TopK(K), normalise="centre").reconstruct(x)
+    torch.testing.assert_close(centred, plain.reconstruct(x - mean) + mean, atol=1e-4, rtol=1e-4)
+    assert torch.isfinite(_sae(TopK(K), normalise="constant_norm_rescale").reconstruct(torch.zeros(1, D))).all()
+
+
+@pytest.mark.parametrize("normalise", ["layer_norm", "constant_norm_rescale", "centre"])
+def test_a_normalising_decoder_wants_the_activations(normalise: str) -> None:
+    sae = _sae(TopK(K), normalise=normalise)
     with pytest.raises(ValueError, match="of=activations"):
         sae.decode(*sae.encode(torch.randn(2, D)))
 
 
-@pytest.mark.parametrize(
-    ("config", "sentence"),
-    [
-        ({"k": C + 1}, f"k={C + 1} is more than its d_sae={C}"),
-        ({"k": 0}, "k=0 should be a positive whole number"),
-        ({"architecture": "standard"}, "architecture='standard' is not supported, only topk"),
-        ({"architecture": "gated"}, "only topk"),
-        ({"normalize_activations": "expected_average_only_in"}, "fold it into the weights"),
-        ({"reshape_activations": "hook_z"}, "reads attention heads"),
-        ({"d_sae": C + 1}, "d_in or d_sae in cfg.json is wrong"),
-    ],
-)
-def test_an_unsupported_configuration_is_told(tmp_path: Path, config: dict[str, object], sentence: str) -> None:
-    write_sae(tmp_path, *_tensors(), **{"k": K, **config})  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=sentence) as error:
-        load_sae(tmp_path)
-    assert "cfg.json" in str(error.value) or "sae_weights" in str(error.value)
-
-
-def test_wrong_weights_are_told(tmp_path: Path) -> None:
-    write_sae(tmp_path, *_tensors(), k=K)
-    path = tmp_path / SAELENS_WEIGHTS
-    good = load_file(path)
-    for change, sentence in (
-        ({"W_dec": None}, "lacks W_dec"),
-        ({"threshold": torch.zeros(C)}, "also holds threshold"),
-        ({"W_dec": good["W_dec"].T.contiguous()}, "it is transposed"),
-        ({"b_enc": torch.full((C,), float("nan"))}, "b_enc holds values that are not finite"),
-    ):
-        save_file({k: v for k, v in {**good, **change}.items() if v is not None}, path)
-        with pytest.raises(UserError, match=sentence):
-            load_sae(tmp_path)
-    save_file(good, path)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="is damaged or no safetensors file"):
-        load_sae(tmp_path)
-
-
-def test_a_foreign_folder_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no folder"):
-        load_sae(tmp_path / "nowhere")
-    (tmp_path / "cfg.json").write_text(json.dumps({}))
-    with pytest.raises(UserError, match="no sparse autoencoder in a known format"):
-        load_sae(tmp_path)
+def test_the_threshold_moves_with_the_module() -> None:
+    assert _sae(Threshold(torch.zeros(C))).to("meta").activation.threshold.is_meta

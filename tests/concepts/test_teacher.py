@@ -1,19 +1,35 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
+from cocomix.concepts.nll import mean_nll, mean_nll_and_gradient
 from cocomix.concepts.teacher import Teacher, load_teacher, pick_dtype
+from cocomix.concepts.teacher_files import find_teacher
 from cocomix.data.dataset import Dataset
 from cocomix.errors import UserError
 from cocomix.testing.teachers import tiny_teacher
 from cocomix.testing.text import tiny_dataset
 
 CPU = torch.device("cpu")
+
+
+def _answer(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
+    request = httpx.Request("GET", "https://huggingface.co/api/models/org/name")
+    return kind("broken", response=httpx.Response(status, request=request))
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -99,8 +115,12 @@ def test_a_teacher_that_does_not_fit_is_refused(dataset: Dataset, teacher_path: 
     other = tiny_dataset(tmp_path / "other", documents=20, vocab_size=300)
     with pytest.raises(UserError, match="another tokenizer than the dataset"):
         load_teacher(str(teacher_path), 1, other, 16, CPU, "float32")
+    small = tiny_teacher(tmp_path / "small", other)
+    with pytest.raises(UserError, match=f"another tokenizer .* prepare the data with tokenizer={small}"):
+        _load(small, dataset)
+    (small / "tokenizer.json").unlink()  # weights alone
     with pytest.raises(UserError, match="knows 300 tokens"):
-        _load(tiny_teacher(tmp_path / "small", other), dataset)
+        _load(small, dataset)
 
 
 def test_a_folder_that_is_no_teacher_is_told(dataset: Dataset, teacher_path: Path, tmp_path: Path) -> None:
@@ -111,6 +131,53 @@ def test_a_folder_that_is_no_teacher_is_told(dataset: Dataset, teacher_path: Pat
     (tmp_path / "model.safetensors").write_bytes((teacher_path / "model.safetensors").read_bytes())
     with pytest.raises(UserError, match="cannot be loaded as a causal language model"):
         _load(tmp_path, dataset)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pth"])
+def test_pickled_weights_are_refused_unread(dataset: Dataset, teacher_path: Path, tmp_path: Path, name: str) -> None:
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(teacher_path / file, tmp_path / file)
+    (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch " + bytes(tmp_path / "ran") + b"'\ntR.")
+    with pytest.raises(UserError, match=rf"holds no \*\.safetensors but {name}: .* save the model again"):
+        _load(tmp_path, dataset)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_truncated_weights_are_named(dataset: Dataset, teacher_path: Path, tmp_path: Path, share: float) -> None:
+    folder = Path(shutil.copytree(teacher_path, tmp_path / "cut"))
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UserError, match=r"cut/model\.safetensors is no whole safetensors file .* download it again"):
+        _load(folder, dataset)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OfflineModeIsEnabled("offline"), r"be reached .*'hf download org/name --local-dir FOLDER' .* teacher=FOLDER"),
+        (LocalEntryNotFoundError("Got: ConnectError"), "cannot be reached from here.* give teacher=FOLDER"),
+        (httpx.ConnectTimeout("slow"), "cannot be reached from here"),
+        (_answer(RepositoryNotFoundError, 404), r"no such repository, or it is private.* 'hf auth login'"),
+        (_answer(GatedRepoError, 403), r"it is gated\): accept its terms on https://huggingface.co/org/name"),
+        (_answer(HfHubHTTPError, 500), r"HfHubHTTPError: broken\): give teacher=FOLDER"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_the_hub_says_is_told_apart(error: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's client raises at the network: the one place that is not real here."""
+
+    def snapshot_download(name: str, local_files_only: bool = False, **kinds: object) -> str:
+        raise LocalEntryNotFoundError("not in the cache") if local_files_only else error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(UserError, match=f"teacher=org/name: it is no folder here and the hub gave none .*{sentence}"):
+        find_teacher("org/name")
+
+
+def test_an_unreachable_hub_is_told(dataset: Dataset) -> None:
+    with pytest.raises(UserError, match=r"teacher=nobody/nothing: .*cannot be reached .* 'hf download nobody/nothing"):
+        _load(Path("nobody/nothing"), dataset)
 
 
 def test_missing_weights_are_refused_rather_than_drawn(dataset: Dataset, teacher_path: Path, tmp_path: Path) -> None:
@@ -129,3 +196,19 @@ def test_precision_follows_the_device() -> None:
     assert pick_dtype("auto", CPU) == "float32"
     assert pick_dtype("auto", torch.device("cuda")) == "bfloat16"
     assert pick_dtype("float32", torch.device("cuda")) == "float32"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_loss_and_gradient_in_pieces_equal_torchs(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cocomix.concepts.nll.LOGITS_AT_ONCE", 3 * 50)
+    torch.manual_seed(0)
+    logits = (5 * torch.randn(10, 50)).to(dtype).requires_grad_()
+    targets = torch.randint(0, 50, (10,))
+    targets[4] = targets[9] = -100
+    loss = F.cross_entropy(logits if dtype == torch.float64 else logits.float(), targets)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    found = mean_nll_and_gradient(logits.detach(), targets)
+    torch.testing.assert_close(found[0], loss.detach())
+    torch.testing.assert_close(found[1], gradient)
+    assert found[1].dtype == dtype
+    torch.testing.assert_close(mean_nll(logits.detach(), targets), loss.detach())

@@ -87,6 +87,9 @@ def test_documents_of_one_token_are_prepared_read_and_evaluated(place, works):
         ([*SAE, "teacher=teacher", "data=data", "window=65"], "window=65 is longer than the context of the teacher"),
         ([*LABELS, "data=data", "block=2"], "sae was trained on block 1: give block=1"),
         ([*LABELS, "data=data", "attribution.k=13"], "attribution.k=13 is more than"),
+        ([*LABELS, "data=data", "attribution.gradient_of=token"], "'sequence' or 'next_token'"),
+        ([*LABELS, "data=data", "attribution={select: activation, order: smallest}"],
+         "order=smallest has no effect with select=activation: leave one of the two out"),
         ([*LABELS, "data=data", "window=9999"], "window=9999 is longer than every"),
         ([*LABELS, "data=data", "name=concepts", "window=16"], "labels with another window (32, now 16)"),
         ([*ON_DATA, "model.concept_k=65"], "concept_k=65 must be 1 to num_concepts=64"),
@@ -109,6 +112,9 @@ def test_documents_of_one_token_are_prepared_read_and_evaluated(place, works):
         ([*LABELS, "data=nowhere"], "data=nowhere is no dataset: it holds no dataset.json; make one with"),
         (["concepts", "show", "3", "labels=nowhere"], "there is no atlas nowhere: make it with 'cocomix concepts"),
         ([*SAE, "teacher=./nowhere", "data=data"], "teacher=./nowhere: there is no such folder"),
+        ([*SAE, "teacher=nowhere.gguf", "data=data"], "teacher=nowhere.gguf: there is no such folder"),
+        ([*SAE, "teacher=org/name", "data=data"], "(it cannot be reached from here): run 'hf download org/name"),
+        ([*SAE, "teacher=data", "data=data"], "teacher=data holds no *.safetensors and no *.gguf"),
         (["compare", "run", "teacher"], "teacher is no run: it holds no run.json; give the folders that"),
     ],
 )  # fmt: skip
@@ -117,6 +123,28 @@ def test_mistake_is_one_sentence_and_touches_nothing(words, sentence, place, ref
     assert sentence in refused(*words)
     assert tree(place) == before
     assert not Path("new").exists()
+
+
+@pytest.mark.parametrize("verb", [SAE, LABELS, ["sae", "check", "sae"]], ids=" ".join)
+def test_damaged_weights_of_a_teacher_are_named(verb, place, refused):
+    weights = Path("teacher/model.safetensors")
+    whole = weights.read_bytes()
+    words = [*verb, "data=data", *(["teacher=teacher"] if verb is SAE else [])]
+    weights.write_bytes(whole[:-1])
+    assert "teacher/model.safetensors is no whole safetensors file" in refused(*words)
+    weights.rename("teacher/pytorch_model.bin")
+    assert "holds no *.safetensors but pytorch_model.bin: pickled weights can run code" in refused(*words)
+    Path("teacher/model.gguf").write_bytes(b"GGUF")
+    assert "teacher/model.gguf is no whole GGUF file" in refused(*words)
+    assert not Path("new").exists()
+
+
+def test_tokenizer_that_cannot_be_had_is_told_and_the_mended_command_works(place, refused, works):
+    command = ["data", "prepare", "text.jsonl", "new", "window=32"]
+    assert "tokenizer=nowhere.gguf: there is no such folder" in refused(*command, "tokenizer=nowhere.gguf")
+    assert "run 'hf download org/name --local-dir FOLDER'" in refused(*command, "tokenizer=org/name")
+    works(*command, "tokenizer=teacher")
+    works("sae", "train", "teacher=teacher", "data=new", "block=1", "out=saenew", "tokens=1024", "latents=64")
 
 
 WRITING = {

@@ -17,24 +17,12 @@ from cocomix.data.batches import Batch
 from cocomix.losses.terms import loss_terms
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.modeling import IGNORED, CoCoMixForCausalLM
+from cocomix.model.reference import our_tensor
 from cocomix.train.build import build_optimizer
 from cocomix.train.settings import OptimizerSettings
 from cocomix.train.step import train_step
 
 DATA = Path(__file__).parents[1] / "data"
-NAMES = {
-    "concept_predictor.weight": "mixer.predict.weight",
-    "concept_predictor.bias": "mixer.predict.bias",
-    "compress_layer.weight": "mixer.compress.weight",
-    "compress_layer.bias": "mixer.compress_bias",
-    "pre_bias": "mixer.pre_bias",
-}
-
-
-def ours(name: str, tensor: Tensor) -> tuple[str, Tensor]:
-    """Name and layout of a reference tensor in our network: the compression is stored a row a concept."""
-    short = name.removeprefix("transformer.")
-    return NAMES.get(short, f"backbone.{short}"), tensor.t() if short == "compress_layer.weight" else tensor
 
 
 def reference(file: str, weights: str) -> tuple[CoCoMixForCausalLM, dict[str, Tensor]]:
@@ -49,7 +37,9 @@ def reference(file: str, weights: str) -> tuple[CoCoMixForCausalLM, dict[str, Te
             concept_k=int(meta["concept_num"]),
         )
     )
-    state = dict(ours(name.removeprefix(weights), value) for name, value in tensors.items() if name.startswith(weights))
+    state = dict(
+        our_tensor(name.removeprefix(weights), value) for name, value in tensors.items() if name.startswith(weights)
+    )
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert missing == ["lm_head.weight"]
     assert not unexpected
@@ -76,7 +66,7 @@ def test_logits_losses_and_gradients_equal_the_reference():
     compared = 0
     for name, value in tensors.items():
         if name.startswith("grads."):
-            mine, wanted = ours(name.removeprefix("grads."), value)
+            mine, wanted = our_tensor(name.removeprefix("grads."), value)
             error = (parameters[mine].grad - wanted).norm() / wanted.norm()
             assert error < 1e-4, f"{mine}: {error}"
             compared += 1
@@ -97,5 +87,5 @@ def test_twenty_steps_of_the_loop_equal_the_reference_trace():
     parameters = dict(model.named_parameters())
     for name, value in tensors.items():
         if name.startswith("final."):
-            mine, wanted = ours(name.removeprefix("final."), value)
+            mine, wanted = our_tensor(name.removeprefix("final."), value)
             torch.testing.assert_close(parameters[mine].detach(), wanted, atol=2e-4, rtol=0)

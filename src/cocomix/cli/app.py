@@ -87,7 +87,7 @@ def _register() -> None:
 
 GROUPS = {
     "data": "Text into token shards, and their check.",
-    "sae": "Sparse autoencoders on a teacher's residual stream: train and check.",
+    "sae": "Sparse autoencoders on a teacher's residual stream: train, check and convert.",
     "concepts": "Concept labels of a teacher and its SAE: extract, collect in an atlas, show.",
 }
 
@@ -98,6 +98,7 @@ VERBS: list[tuple[str, str, str]] = [
     ("data verify", "data", ""),
     ("sae train", "sae", "cocomix.concepts.settings:SaeTrainSettings"),
     ("sae check", "sae", "cocomix.concepts.settings:SaeCheckSettings"),
+    ("sae convert", "sae", ""),
     ("concepts extract", "concepts", "cocomix.concepts.settings:ExtractSettings"),
     ("concepts atlas", "concepts", "cocomix.concepts.settings:AtlasSettings"),
     ("concepts show", "concepts", "cocomix.concepts.settings:ShowSettings"),
@@ -106,7 +107,7 @@ VERBS: list[tuple[str, str, str]] = [
     ("compare", "compare", "cocomix.compare.settings:CompareSettings"),
     ("inspect", "inspect", "cocomix.steer.settings:InspectSettings"),
     ("generate", "generate", "cocomix.steer.settings:GenerateSettings"),
-    ("export", "export", ""),
+    ("export", "export", "cocomix.train.settings:ReferenceSettings"),
 ]
 """Every verb. The function in the file bears the verb's last word."""
 

@@ -1,4 +1,4 @@
-"""``cocomix sae train`` and ``cocomix sae check``."""
+"""``cocomix sae train``, ``cocomix sae check`` and ``cocomix sae convert``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import typer
 
 from cocomix.cli.common import Json, Overrides, Words, quiet_transformers, show
 
-Folder = Annotated[str, typer.Argument(metavar="SAE", help="The folder of a sparse autoencoder.")]
+Folder = Annotated[
+    str, typer.Argument(metavar="SAE", help="The folder of a sparse autoencoder, or saelens:RELEASE/SAE_ID.")
+]
+Out = Annotated[str, typer.Argument(metavar="OUT", help="The folder to write.")]
 
 
 def train(words: Words = None, json: Json = False) -> None:
@@ -39,7 +42,8 @@ def train(words: Words = None, json: Json = False) -> None:
 def check(sae: Folder, words: Overrides = None, json: Json = False) -> None:
     """Measure a sparse autoencoder on held-out text: sparsity, variance unexplained, dead latents, loss recovered.
 
-    Writes check.json into its folder. The teacher and the block are those it was trained on, unless given.
+    Writes check.json into its folder, where it has one. The teacher and the block are those it was trained on, unless
+    given.
 
     Example:
 
@@ -54,7 +58,7 @@ def check(sae: Folder, words: Overrides = None, json: Json = False) -> None:
     loss = result["cross_entropy"]
     rows = [
         ("latents", f"{result['latents']:,}"),
-        ("active a token (L0)", f"{result['l0']:.2f} of k = {result['k']}"),
+        ("active a token (L0)", f"{result['l0']:.2f}" + _of(result["k"])),
         ("variance unexplained", f"{result['fvu']:.2%}"),
         ("dead latents", f"{result['dead_share']:.1%} of {result['tokens']:,} tokens"),
         ("loss, own activations", f"{loss['clean']:.4f} nats a token"),
@@ -63,3 +67,32 @@ def check(sae: Folder, words: Overrides = None, json: Json = False) -> None:
         ("loss recovered", "—" if loss["recovered"] is None else f"{loss['recovered']:.1%}"),
     ]
     show({"sae": sae, **result}, "\n".join(f"{name:<22} {value}" for name, value in rows), json)
+
+
+def convert(sae: Folder, out: Out, json: Json = False) -> None:
+    """Write a sparse autoencoder of any known format as a SAELens 6 folder.
+
+    Read are SAELens 5 and 6, OpenAI's GPT-2 releases, sparsify, dictionary_learning, Gemma Scope, Llama Scope, and
+    every release of a supported kind by its name in SAELens. Scales and gates are folded into the weights; latents
+    and reconstructions stay the same.
+
+    Example:
+
+      cocomix sae convert saelens:gpt2-small-resid-post-v5-32k/blocks.5.hook_resid_post sae/gpt2
+    """
+    from cocomix.concepts.convert_sae import convert_sae
+    from cocomix.concepts.settings import SaeConvertSettings
+
+    result = convert_sae(SaeConvertSettings(sae=sae, out=out))
+    normalised, block = result["normalize_activations"], result["block"]
+    text = (
+        f"{out}: {result['format']} → SAELens 6, architecture {result['architecture']}, {result['latents']:,} latents"
+        f"{_of(result['k'])}, width {result['width']}"
+        f"{'' if normalised == 'none' else f', activations normalised by {normalised}'}"
+        f"{'' if block is None else f', on the output of block {block}'}"
+    )
+    show(result, text, json)
+
+
+def _of(k: int | None) -> str:
+    return ", decided by a threshold" if k is None else f" of k = {k}"

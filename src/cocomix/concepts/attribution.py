@@ -2,20 +2,24 @@
 
 Score of latent i at token t: ``a = c_i · ⟨W_dec[i], g_t⟩``, the first-order change of the loss when the latent's
 part of the activation grows. For a layer-normed autoencoder the token's σ is left out, as in the reference: it
-scales all scores of a token alike and changes no ranking.
+scales all scores of a token alike and changes no ranking. Or, without a loss, the strongest latents.
 
-Shapes: N tokens, D hidden size, C latents, K the SAE's active latents, L labels a token.
+Shapes: N tokens, D hidden size, C latents, W the width of what the SAE returns for active latents (zeros pad tokens
+with fewer), L labels a token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
+from cocomix.concepts.own_path import check_own_path, own_path
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.settings import AttributionSettings
 from cocomix.concepts.teacher import Teacher
@@ -37,23 +41,33 @@ class ConceptLabels(NamedTuple):
     scores: Float[Tensor, "N L"]
 
 
-Select = Callable[[Float[Tensor, "N K"]], Float[Tensor, "N K"]]
-ORDERS: dict[str, Select] = {
+Rank = Callable[[Float[Tensor, "N W"]], Float[Tensor, "N W"]]
+ORDERS: dict[str, Rank] = {
     "largest": lambda scores: scores,
     "smallest": lambda scores: -scores,
     "absolute": lambda scores: scores.abs(),
 }
 """By name: what is ranked. Only a rank value above zero has a meaning."""
 
+GRADIENTS: dict[str, Callable[[Teacher], AbstractContextManager[None]]] = {
+    "sequence": lambda teacher: nullcontext(),
+    "next_token": own_path,
+}
+"""By name: in which the teacher's gradient is taken. In both the loss is the mean over all targets, so the two have
+the same scale: a token's gradient differs by what it does to later tokens' losses."""
 
-def check_attribution(sae: SparseAutoencoder, settings: AttributionSettings) -> None:
-    """Raises :class:`UserError` when the SAE has not enough latents for the labels."""
-    most = sae.k if settings.latents == "active" else sae.latents
+
+def check_attribution(teacher: Teacher, sae: SparseAutoencoder, settings: AttributionSettings) -> None:
+    """Raises :class:`UserError` when the SAE has not enough latents for the labels, or this teacher's gradient of the
+    next token alone cannot be taken."""
+    most = sae.latents if settings.latents == "preact" or sae.k is None else sae.k
     if settings.k > most:
         raise UserError(
             f"attribution.k={settings.k} is more than the {most} latents that the SAE has to offer for a token: "
             f"give attribution.k={most} or less"
         )
+    if settings.gradient_of == "next_token":
+        check_own_path(teacher)
 
 
 def label_windows(
@@ -63,15 +77,33 @@ def label_windows(
     targets: Int[Tensor, "B T"],
     settings: AttributionSettings,
 ) -> ConceptLabels:
-    """Labels of B windows, N = B·T tokens in order: one forward pass, one backward pass above the block."""
+    """Labels of B windows, N = B·T tokens in order: one forward pass, one backward pass above the block; for
+    ``select: activation`` only the forward pass up to the block."""
+    if settings.select == "activation":
+        return label_strongest(sae, teacher.activations(inputs).flatten(0, 1), settings)
     replace = None
     if settings.at == "reconstruction":
         replace = lambda h: sae.reconstruct(h.flatten(0, 1)).view(h.shape)  # noqa: E731
-    result = teacher.loss_and_gradient(inputs, targets, replace)
-    activation, gradient = (t.flatten(0, 1).float() for t in (result.activation, result.gradient))
+    with GRADIENTS[settings.gradient_of](teacher):
+        result = teacher.loss_and_gradient(inputs, targets, replace)
+    activation, gradient = result.activation.flatten(0, 1), result.gradient.flatten(0, 1).float()
     if settings.latents == "active":
         return label_active(sae, activation, gradient, settings)
     return label_all(sae, activation, gradient, settings)
+
+
+def label_strongest(
+    sae: SparseAutoencoder, activation: Float[Tensor, "N D"], settings: AttributionSettings
+) -> ConceptLabels:
+    """Labels by the latents' own values, active or before the SAE's activation; the scores are these values."""
+    if settings.latents == "active":
+        values, indices = sae.encode(activation)
+        return _best(values, values, indices, settings)
+    parts = []
+    for chunk in sae.chunks(len(activation)):
+        pre = sae.pre_activations(activation[chunk])
+        parts.append(_best(pre, pre, _every(pre), settings))
+    return _joined(parts)
 
 
 def label_active(
@@ -88,12 +120,12 @@ def label_active(
 
 def active_scores(
     sae: SparseAutoencoder,
-    values: Float[Tensor, "N K"],
-    indices: Int[Tensor, "N K"],
+    values: Float[Tensor, "N W"],
+    indices: Int[Tensor, "N W"],
     gradient: Float[Tensor, "N D"],
-) -> Float[Tensor, "N K"]:
+) -> Float[Tensor, "N W"]:
     """``(g · W_dec[indices]) ⊙ values``, float32."""
-    size = max(1, DECODER_VALUES_AT_ONCE // (sae.k * sae.width))
+    size = max(1, DECODER_VALUES_AT_ONCE // max(1, values.shape[1] * sae.width))
     effects = [
         torch.bmm(sae.W_dec[part], g.unsqueeze(-1)).squeeze(-1)
         for part, g in zip(indices.split(size), gradient.split(size), strict=True)
@@ -112,17 +144,28 @@ def label_all(
     for chunk in sae.chunks(len(activation)):
         pre = sae.pre_activations(activation[chunk])
         scores = (gradient[chunk] @ sae.W_dec.T).mul_(pre)
-        everything = torch.arange(sae.latents, device=pre.device).expand_as(pre)
-        parts.append(_best(scores, pre, everything, settings))
+        parts.append(_best(scores, pre, _every(pre), settings))
+    return _joined(parts)
+
+
+def _every(pre: Float[Tensor, "N C"]) -> Int[Tensor, "N C"]:
+    return torch.arange(pre.shape[1], device=pre.device).expand_as(pre)
+
+
+def _joined(parts: list[ConceptLabels]) -> ConceptLabels:
     return ConceptLabels(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _best(
-    scores: Float[Tensor, "N K"],
-    values: Float[Tensor, "N K"],
-    indices: Int[Tensor, "N K"],
+    scores: Float[Tensor, "N W"],
+    values: Float[Tensor, "N W"],
+    indices: Int[Tensor, "N W"],
     settings: AttributionSettings,
 ) -> ConceptLabels:
+    """The best of each token; where the SAE returned fewer, the rest are no labels."""
+    missing = settings.k - scores.shape[1]
+    if missing > 0:  # a score of zero is no label
+        scores, values, indices = (F.pad(x, (0, missing)) for x in (scores, values, indices))
     ranks, picked = ORDERS[settings.order](scores).topk(settings.k, dim=-1)
     meaning = ranks > 0
     return ConceptLabels(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cocomix.concepts.pair import load_pair, named
 from cocomix.concepts.sae import SparseAutoencoder
+from cocomix.concepts.sae_release import is_release
 from cocomix.concepts.settings import SaeCheckSettings
 from cocomix.data.dataset import Dataset
 from cocomix.errors import UserError
@@ -54,8 +55,9 @@ class _Moments:
 
 
 def check_sae(settings: SaeCheckSettings) -> dict[str, Any]:
-    """Measures on the val split, writes ``check.json`` into the SAE's folder and returns it.
+    """Measures on the val split, writes ``check.json`` into the SAE's folder (a release has none) and returns it.
 
+    - ``k``: active latents a token, at most; None where a threshold decides how many.
     - ``l0``: latents above zero, mean over tokens.
     - ``fvu``: fraction of variance unexplained, Σ‖x − x̂‖² / Σ‖x − m‖², m the mean over all tokens looked at.
     - ``dead_share``: latents that fire on none of them.
@@ -110,5 +112,6 @@ def check_sae(settings: SaeCheckSettings) -> dict[str, Any]:
         "teacher": names.teacher,
         "block": names.block,
     }
-    write_json(Path(settings.sae) / CHECK, result)
+    if not is_release(settings.sae):
+        write_json(Path(settings.sae) / CHECK, result)
     return result

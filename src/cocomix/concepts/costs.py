@@ -32,23 +32,31 @@ class LabelFlops(NamedTuple):
         return sum(self)
 
 
-def label_flops(teacher: Teacher, sae: SparseAutoencoder, settings: AttributionSettings, window: int) -> LabelFlops:
-    """What :func:`cocomix.concepts.attribution.label_windows` costs a token, for windows of ``window`` tokens.
+def label_flops(
+    teacher: Teacher, sae: SparseAutoencoder, settings: AttributionSettings, window: int, active: float
+) -> LabelFlops:
+    """What :func:`cocomix.concepts.attribution.label_windows` costs a token, for windows of ``window`` tokens and
+    ``active`` latents a token.
 
     A product with weights costs 2·in·out forward and the same backward (one operand needs a gradient); the two
-    products of attention cost twice their forward backward (both operands do).
+    products of attention cost twice their forward backward (both operands do), or once for ``gradient_of:
+    next_token`` (other tokens' keys and values need none). ``select: activation`` only needs the blocks up to the
+    named one.
     """
+    row, dense = 2.0 * teacher.width, 2.0 * teacher.width * sae.latents
+    if settings.select == "activation":
+        return LabelFlops(activation_flops(teacher, window), 0.0, dense, 0.0)
     products = [_products(block) for block in teacher.blocks]
     attention, head = attention_flops(teacher, window), 2.0 * teacher.width * teacher.config.vocab_size
     above = len(products) - teacher.block - 1
+    operands = 1 if settings.gradient_of == "next_token" else 2
     forward = sum(products) + len(products) * attention + head
-    backward = sum(products[teacher.block + 1 :]) + above * 2 * attention + head
-    row, dense = 2.0 * teacher.width, 2.0 * teacher.width * sae.latents
-    encode, attribute = dense, row * sae.k
+    backward = sum(products[teacher.block + 1 :]) + above * operands * attention + head
+    encode, attribute = dense, row * active
     if settings.latents == "preact":
         attribute = dense
     if settings.at == "reconstruction":
-        encode += dense + row * sae.k  # encoded once more, to be decoded into the stream
+        encode += dense + row * active  # encoded once more, to be decoded into the stream
     return LabelFlops(forward, backward, encode, attribute)
 
 

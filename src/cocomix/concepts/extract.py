@@ -18,14 +18,8 @@ from cocomix.concepts.load_sae import sae_fingerprint
 from cocomix.concepts.pair import Names, check_fit, load_pair, named, refuse_bad_fit
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.settings import AttributionSettings, ExtractSettings
-from cocomix.concepts.teacher import (
-    Teacher,
-    pick_device,
-    pick_dtype,
-    teacher_fingerprint,
-    teacher_folder,
-    training_record,
-)
+from cocomix.concepts.teacher import Teacher, pick_device, pick_dtype
+from cocomix.concepts.teacher_files import find_teacher, training_record
 from cocomix.data.columns import Column, ColumnWriter
 from cocomix.data.dataset import Dataset, Split
 from cocomix.errors import UserError
@@ -61,7 +55,7 @@ def extract(settings: ExtractSettings) -> dict[str, Any]:
     if not splits[0].count(window):
         raise UserError(f"window={window} is longer than every shard of {dataset.folder}: give a smaller window")
     teacher, sae = load_pair(settings, names, dataset, window)
-    check_attribution(sae, settings.attribution)
+    check_attribution(teacher, sae, settings.attribution)
     fit = check_fit(teacher, sae, dataset, window, FIT_WINDOWS, settings.batch_windows)
     if not settings.force:
         refuse_bad_fit(fit, sae, settings.sae, settings.max_fvu)
@@ -69,12 +63,13 @@ def extract(settings: ExtractSettings) -> dict[str, Any]:
     extraction = Extraction(teacher, sae, settings.attribution, window, settings.batch_windows, folder, state, coverage)
     extraction.run(splits)
     tokens = sum(int(coverage.mask(split, window).sum()) for split in splits) * window
-    flops = label_flops(teacher, sae, settings.attribution, window).total
+    active = fit.l0 if sae.k is None else float(sae.k)
+    flops = label_flops(teacher, sae, settings.attribution, window, active).total
     ids = extraction.columns[0]
     manifest = {
         "format": FORMAT,
         **identity,
-        "teacher": {"name": names.teacher, **identity["teacher"]},
+        "teacher": {"name": names.teacher, **identity["teacher"], "quantisation": teacher.quantisation},
         "sae": {"folder": settings.sae, **identity["sae"], "latents": sae.latents, "k": sae.k},
         "dtype": ids.dtype,
         "no_label": int(np.iinfo(ids.dtype).max),
@@ -87,7 +82,7 @@ def extract(settings: ExtractSettings) -> dict[str, Any]:
             "seconds_per_token": state.seconds / tokens,
         },
         "upstream": {
-            "teacher": _cost(teacher_folder(names.teacher)),
+            "teacher": _cost(find_teacher(names.teacher).folder),
             "sae": _cost(settings.sae),
         },
         "fit": fit._asdict(),
@@ -227,7 +222,7 @@ def _identity(settings: ExtractSettings, dataset: Dataset, window: int, names: N
         "tokenizer": dataset.tokenizer_hash,
         "window": window,
         "teacher": {
-            "fingerprint": teacher_fingerprint(teacher_folder(names.teacher)),
+            "fingerprint": find_teacher(names.teacher).fingerprint(),
             "block": names.block,
             "dtype": pick_dtype(settings.dtype, pick_device(settings.device)),
         },
@@ -240,6 +235,8 @@ def _identity(settings: ExtractSettings, dataset: Dataset, window: int, names: N
 def _refuse_other(folder: Path, found: dict[str, Any], identity: dict[str, Any], settings: ExtractSettings) -> None:
     for key, now in identity.items():
         old = found[key]
+        if key == "attribution":  # labels from before a setting was there have its default
+            old = AttributionSettings().model_dump(mode="json") | old
         pairs = [(f"{key}.{k}", old.get(k), v) for k, v in now.items()] if isinstance(now, dict) else [(key, old, now)]
         for name, before, after in pairs:
             if before != after and not (name == "teacher.dtype" and settings.dtype == "auto"):

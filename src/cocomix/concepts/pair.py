@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cocomix.concepts.load_sae import check_folder, load_sae
 from cocomix.concepts.sae import SparseAutoencoder
-from cocomix.concepts.teacher import Teacher, load_teacher, pick_device, pick_dtype, training_record
+from cocomix.concepts.teacher import Teacher, load_teacher, pick_device, pick_dtype
+from cocomix.concepts.teacher_files import training_record
 from cocomix.data.dataset import Dataset
 from cocomix.errors import UserError
 
@@ -70,7 +71,8 @@ def named(settings: PairSettings) -> Names:
 
 
 def load_pair(settings: PairSettings, names: Names, dataset: Dataset, window: int) -> tuple[Teacher, SparseAutoencoder]:
-    """Both on the settings' device; raises :class:`UserError` when their widths differ."""
+    """Both on the settings' device; raises :class:`UserError` when their widths differ, or the SAE's files name
+    another block."""
     device = pick_device(settings.device)
     sae = load_sae(settings.sae, device)
     dtype = pick_dtype(settings.dtype, device)
@@ -79,6 +81,11 @@ def load_pair(settings: PairSettings, names: Names, dataset: Dataset, window: in
         raise UserError(
             f"sae={settings.sae} reads activations of width {sae.width}, the teacher {names.teacher} has width "
             f"{teacher.width}: use an SAE that was trained on this teacher"
+        )
+    if sae.block not in (None, names.block):
+        raise UserError(
+            f"block={names.block}: the files of {settings.sae} say that it was trained on the output of block "
+            f"{sae.block}: give block={sae.block}"
         )
     return teacher, sae
 
@@ -102,12 +109,27 @@ def check_fit(teacher: Teacher, sae: SparseAutoencoder, dataset: Dataset, window
 
 
 def refuse_bad_fit(fit: Fit, sae: SparseAutoencoder, folder: str | Path, max_fvu: float) -> None:
-    """Raises :class:`UserError` when an SAE leaves too much unexplained, or too few latents fire: wrong block,
-    wrong teacher, wrong normalisation show like this."""
+    """Raises :class:`UserError` when an SAE is sick here: wrong block, teacher, activation, normalisation show so.
+
+    - FVU above ``max_fvu``.
+    - TopK: L0 below half of k (it cannot be above).
+    - A threshold decides, and the files state an L0: L0 below half of it or above its double.
+    - A threshold decides, and nothing is stated: L0 below 1, or above half of the hidden size D (more numbers than
+      that are no sparse description of D numbers).
+    """
     mend = "check teacher=, block= and the SAE with 'cocomix sae check', or extract all the same with force=true"
-    if fit.fvu > max_fvu:
+    if not fit.fvu <= max_fvu:
         raise UserError(
             f"sae={folder} leaves {fit.fvu:.0%} of the variance of this block unexplained (max_fvu={max_fvu}): {mend}"
         )
-    if fit.l0 < sae.k / 2:
-        raise UserError(f"sae={folder} has k={sae.k}, but only {fit.l0:.1f} latents a token fire here: {mend}")
+    if sae.k is not None:
+        if fit.l0 < sae.k / 2:
+            raise UserError(f"sae={folder} has k={sae.k}, but only {fit.l0:.1f} latents a token fire here: {mend}")
+        return
+    if sae.stated_l0 is not None:
+        least, most, due = sae.stated_l0 / 2, sae.stated_l0 * 2, f"its files state {sae.stated_l0:g}"
+    else:
+        least, most = 1.0, sae.width / 2
+        due = f"1 … {most:g} (half of the hidden size) are plausible"
+    if not least <= fit.l0 <= most:
+        raise UserError(f"sae={folder}: {fit.l0:.1f} latents a token fire here, where {due}: {mend}")

@@ -1,19 +1,19 @@
 """A sparse autoencoder for inference.
 
-Shapes: N tokens, D the teacher's hidden size, C latents, K active latents a token.
+Shapes: N tokens, D the teacher's hidden size, C latents, W entries for the active latents of a token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Normalise = Literal["none", "layer_norm"]
+Normalise = Literal["none", "layer_norm", "constant_norm_rescale", "centre"]
 
 PRE_ACTIVATIONS_AT_ONCE = 1 << 24
 """Pre-activations held at a time (64 MB in float32): tokens are encoded in chunks."""
@@ -21,25 +21,44 @@ PRE_ACTIVATIONS_AT_ONCE = 1 << 24
 EPSILON = 1e-5
 
 
-@runtime_checkable
-class Activation(Protocol):
-    """Which latents are active: pre-activations [N, C] → values and indices [N, width]."""
+class TopK(nn.Module):
+    """The ``k`` largest pre-activations, then ReLU: values may be zero (Gao et al. 2024, arXiv 2406.04093)."""
 
-    width: int
-    """Active latents a token, at most."""
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
 
-    def __call__(self, pre: Float[Tensor, "N C"]) -> tuple[Float[Tensor, "N K"], Int[Tensor, "N K"]]: ...
-
-
-class TopK:
-    """The ``width`` largest pre-activations, then ReLU: values may be zero."""
-
-    def __init__(self, width: int) -> None:
-        self.width = width
-
-    def __call__(self, pre: Float[Tensor, "N C"]) -> tuple[Float[Tensor, "N K"], Int[Tensor, "N K"]]:
-        values, indices = pre.topk(self.width, dim=-1)
+    def forward(self, pre: Float[Tensor, "N C"]) -> tuple[Float[Tensor, "N W"], Int[Tensor, "N W"]]:
+        """Values and indices of W = k latents, strongest first."""
+        values, indices = pre.topk(self.k, dim=-1)
         return values.relu(), indices
+
+
+class Threshold(nn.Module):
+    """All pre-activations above zero and strictly above their latent's threshold (JumpReLU, arXiv 2407.14435).
+
+    A threshold of 0 is ReLU; one and the same for all latents is BatchTopK at inference (arXiv 2412.06410).
+    """
+
+    threshold: Tensor
+    k = None
+
+    def __init__(self, threshold: Float[Tensor, " C"] | float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("threshold", torch.as_tensor(threshold, dtype=torch.float32))
+
+    def forward(self, pre: Float[Tensor, "N C"]) -> tuple[Float[Tensor, "N W"], Int[Tensor, "N W"]]:
+        """Values and indices, strongest first; W is what the token with the most active latents has, at least 1."""
+        active = pre > self.threshold.clamp(min=0)
+        counts = active.sum(-1)
+        most = max(1, int(counts.max()))
+        # Active entries are packed and then sorted: a top-k over all C would cost more than the encoder's product.
+        rows, latents = active.nonzero(as_tuple=True)
+        places = torch.arange(len(rows), device=pre.device) - (counts.cumsum(0) - counts)[rows]
+        values, indices = pre.new_zeros(len(pre), most), latents.new_zeros(len(pre), most)
+        values[rows, places], indices[rows, places] = pre[rows, latents], latents
+        values, order = values.sort(dim=-1, descending=True)
+        return values, indices.gather(-1, order)
 
 
 class Weights(NamedTuple):
@@ -54,8 +73,13 @@ class Weights(NamedTuple):
 class SparseAutoencoder(nn.Module):
     """Frozen: x → (x′ − b_dec)·W_enc + b_enc → activation → ·W_dec + b_dec.
 
-    With ``normalise="layer_norm"``, x′ = (x − μ)/(σ + 1e-5) with the token's own mean and unbiased deviation
-    (OpenAI's way), and decoding multiplies by σ and adds μ. Otherwise x′ = x.
+    x′ by ``normalise``; decoding takes the token's own μ and σ back (·σ + μ):
+
+    - ``none``: x.
+    - ``layer_norm``: (x − μ)/(σ + 1e-5), the mean and the unbiased deviation over the hidden size (OpenAI's way).
+    - ``constant_norm_rescale``: x·√D/‖x‖ (σ = ‖x‖/√D, μ = 0).
+    - ``centre``: x − μ, for autoencoders trained on a model whose writing weights were centred (TransformerLens'
+      ``center_writing_weights``): the same model's uncentred stream differs from what they saw by μ alone.
     """
 
     W_enc: Tensor
@@ -66,19 +90,25 @@ class SparseAutoencoder(nn.Module):
     def __init__(
         self,
         weights: Weights,
-        activation: Activation,
+        activation: TopK | Threshold,
         normalise: Normalise = "none",
         subtract_b_dec: bool = True,
         fingerprint: str = "",
+        block: int | None = None,
+        stated_l0: float | None = None,
     ) -> None:
         super().__init__()
         for name, tensor in weights._asdict().items():
             self.register_buffer(name, tensor)
         self.activation = activation
-        self.normalise = normalise
+        self.normalise: Normalise = normalise
         self.subtract_b_dec = subtract_b_dec
         self.fingerprint = fingerprint
         """SHA-256 of the weights' file."""
+        self.block = block
+        """The block whose output it was trained on, where its files say so."""
+        self.stated_l0 = stated_l0
+        """Active latents a token on average, where its files say so and a threshold decides."""
 
     @property
     def latents(self) -> int:
@@ -91,18 +121,25 @@ class SparseAutoencoder(nn.Module):
         return self.W_enc.shape[0]
 
     @property
-    def k(self) -> int:
-        """Active latents a token, at most."""
-        return self.activation.width
+    def k(self) -> int | None:
+        """Active latents a token, at most; None where a threshold decides how many."""
+        return self.activation.k
 
     def normalised(
         self, x: Float[Tensor, "N D"]
     ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N 1"], Float[Tensor, "N 1"]]:
-        """x′ in float32, and the mean and deviation that decoding takes back."""
+        """x′ in float32, and the μ and σ that decoding takes back."""
         x = x.float()
+        zero, one = x.new_zeros(len(x), 1), x.new_ones(len(x), 1)
         if self.normalise == "none":
-            return x, x.new_zeros(len(x), 1), x.new_ones(len(x), 1)
-        mean, deviation = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
+            return x, zero, one
+        if self.normalise == "constant_norm_rescale":
+            scale = x.norm(dim=-1, keepdim=True).clamp(min=1e-12) / x.shape[-1] ** 0.5
+            return x / scale, zero, scale
+        mean = x.mean(-1, keepdim=True)
+        if self.normalise == "centre":
+            return x - mean, mean, one
+        deviation = x.std(-1, keepdim=True)
         return (x - mean) / (deviation + EPSILON), mean, deviation
 
     def pre_activations(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
@@ -116,28 +153,36 @@ class SparseAutoencoder(nn.Module):
         return (slice(first, first + size) for first in range(0, tokens, size))
 
     @torch.no_grad()
-    def encode(self, x: Float[Tensor, "N D"]) -> tuple[Float[Tensor, "N K"], Int[Tensor, "N K"]]:
-        """Values (≥ 0, zero where a latent is not active) and indices of the active latents, strongest first."""
+    def encode(self, x: Float[Tensor, "N D"]) -> tuple[Float[Tensor, "N W"], Int[Tensor, "N W"]]:
+        """Values (≥ 0) and indices of the active latents, strongest first; an entry of value 0 is not active.
+
+        W is k, or where a threshold decides, the most active latents that any of these tokens has (at least 1).
+        """
         parts = [self.activation(self.pre_activations(x[chunk])) for chunk in self.chunks(len(x))]
         if not parts:
-            empty = x.new_empty(0, self.k, dtype=torch.float32)
+            empty = x.new_empty(0, self.k or 1, dtype=torch.float32)
             return empty, empty.long()
-        return torch.cat([values for values, _ in parts]), torch.cat([indices for _, indices in parts])
+        most = max(values.shape[1] for values, _ in parts)
+        values, indices = (
+            torch.cat([F.pad(part, (0, most - part.shape[1])) for part in column])
+            for column in zip(*parts, strict=True)
+        )
+        return values, indices
 
     @torch.no_grad()
     def decode(
         self,
-        values: Float[Tensor, "N K"],
-        indices: Int[Tensor, "N K"],
+        values: Float[Tensor, "N W"],
+        indices: Int[Tensor, "N W"],
         of: Float[Tensor, "N D"] | None = None,
     ) -> Float[Tensor, "N D"]:
-        """The reconstruction, float32. ``of``: the activations that were encoded, whose mean and deviation a
-        layer-normed reconstruction takes back; raises :class:`ValueError` when it is needed and not given."""
+        """The reconstruction, float32. ``of``: the activations that were encoded, whose μ and σ the reconstruction
+        takes back; raises :class:`ValueError` when it is needed and not given."""
         out = F.embedding_bag(indices, self.W_dec, per_sample_weights=values, mode="sum") + self.b_dec
         if self.normalise == "none":
             return out
         if of is None:
-            raise ValueError("a layer-normed autoencoder decodes relative to its input: give of=activations")
+            raise ValueError("a normalising autoencoder decodes relative to its input: give of=activations")
         _, mean, deviation = self.normalised(of)
         return out * deviation + mean
 

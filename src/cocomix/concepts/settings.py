@@ -20,9 +20,15 @@ class AttributionSettings(Settings):
         description="score the latents that survive the SAE's activation (reference), or all C of them before "
         "it (paper's equation; costs a product of d × C more)",
     )
-    gradient_of: Literal["sequence"] = Field(
+    select: Literal["attribution", "activation"] = Field(
+        "attribution",
+        description="by a latent's effect on the loss, or simply the strongest latents: no gradient, and the "
+        "teacher's blocks above the named one are not run",
+    )
+    gradient_of: Literal["sequence", "next_token"] = Field(
         "sequence",
-        description="gradient of the mean loss of all tokens, so effects on later tokens count (reference)",
+        description="gradient of the mean loss of all tokens, so effects on later tokens count (reference), or of "
+        "the token's own next-token loss alone (paper's equation)",
     )
     at: Literal["original", "reconstruction"] = Field(
         "original",
@@ -34,6 +40,15 @@ class AttributionSettings(Settings):
         description="largest score: more of the concept raises the loss (paper, reference); smallest: its "
         "presence lowers the loss; absolute: either",
     )
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> AttributionSettings:
+        if self.select == "activation":
+            for name in ("gradient_of", "at", "order"):
+                value = getattr(self, name)
+                if value != type(self).model_fields[name].default:
+                    raise ValueError(f"{name}={value} has no effect with select=activation: leave one of the two out")
+        return self
 
 
 class TeacherSettings(Settings):
@@ -47,7 +62,7 @@ class ExtractSettings(TeacherSettings):
     """Concept labels of a whole dataset."""
 
     data: str = Field(description="the dataset folder")
-    sae: str = Field(description="the sparse autoencoder's folder")
+    sae: str = Field(description="the sparse autoencoder's folder of any known format, or saelens:RELEASE/SAE_ID")
     teacher: str | None = Field(
         None,
         description="run folder, folder or hub id of a causal language model; none: the one the SAE was trained on",
@@ -124,7 +139,7 @@ class SaeTrainSettings(TeacherSettings):
 class SaeCheckSettings(TeacherSettings):
     """How good a sparse autoencoder is on held-out text."""
 
-    sae: str = Field(description="the sparse autoencoder's folder")
+    sae: str = Field(description="the sparse autoencoder's folder of any known format, or saelens:RELEASE/SAE_ID")
     data: str = Field(description="the dataset folder; its val split is read")
     teacher: str | None = Field(
         None, description="folder or hub id of the teacher; none: the one that the SAE was trained on"
@@ -133,6 +148,13 @@ class SaeCheckSettings(TeacherSettings):
     window: int | None = Field(None, ge=1, description="tokens of a window; none: the dataset's")
     tokens: int = Field(100_000, ge=1, description="tokens to look at, at most")
     batch_windows: int = Field(8, ge=1, description="windows that go through the teacher at once")
+
+
+class SaeConvertSettings(Settings):
+    """Any sparse autoencoder as a SAELens 6 folder."""
+
+    sae: str = Field(description="a sparse autoencoder's folder, or saelens:RELEASE/SAE_ID")
+    out: str = Field(description="the folder to write")
 
 
 class LabelsSettings(Settings):

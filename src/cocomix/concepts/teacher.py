@@ -6,26 +6,23 @@ which transformers calls ``hidden_states[6]``.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from cocomix.concepts.nll import mean_nll, mean_nll_and_gradient
+from cocomix.concepts.teacher_files import TeacherFiles, find_teacher
 from cocomix.data.dataset import Dataset
-from cocomix.data.tokenizer import first_line, tokenizer_hash
+from cocomix.data.tokenizer import TOKENIZER_FILES, first_line, tokenizer_hash, tokenizer_in
 from cocomix.errors import UserError
-from cocomix.files import read_json, sha256_file, sha256_json
 
 Replace = Callable[[Float[Tensor, "B T D"]], Float[Tensor, "B T D"]]
 """From a block's output to what the blocks above see in its place."""
-
-IGNORED = -100
-"""Target of a position that has none."""
 
 
 class Gradient(NamedTuple):
@@ -46,11 +43,20 @@ class _Enough(Exception):
 class Teacher:
     """A causal language model in evaluation mode, its parameters frozen, named by one block."""
 
-    def __init__(self, model: Any, block: int, name: str = "", fingerprint: str = "") -> None:
+    def __init__(
+        self,
+        model: Any,
+        block: int,
+        name: str = "",
+        fingerprint: str = "",
+        quantisation: dict[str, float] | None = None,
+    ) -> None:
         self.model: Any = model.eval().requires_grad_(False)
         self.name = name
         self.fingerprint = fingerprint
         """Hash over the weights' files."""
+        self.quantisation = quantisation
+        """Share of the parameters in each type of the GGUF file they came from; None: not quantised."""
         self.config: Any = self.model.config.get_text_config()
         self.block = block
         self.blocks = find_blocks(self.model)
@@ -69,6 +75,11 @@ class Teacher:
     def width(self) -> int:
         """Hidden size D."""
         return int(self.config.hidden_size)
+
+    @property
+    def dtype(self) -> str:
+        """The precision it runs in: ``float32``, ``bfloat16``."""
+        return str(next(self.model.parameters()).dtype).removeprefix("torch.")
 
     def activations(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """The block's output; the blocks above it and the head are not run."""
@@ -100,11 +111,12 @@ class Teacher:
             return kept[1]
 
         with torch.enable_grad(), self._at_block(leaf):
-            loss = self._cross_entropy(inputs, targets)
-        loss.backward()  # the leaf is all that wants a gradient
+            logits = self._logits(inputs)
+        loss, pull = mean_nll_and_gradient(logits.detach(), targets.to(self.device).flatten())
+        logits.backward(pull)  # the leaf is all that wants a gradient
         gradient = kept[1].grad
         assert gradient is not None
-        return Gradient(kept[0], gradient, loss.detach())
+        return Gradient(kept[0], gradient, loss)
 
     def cross_entropy(
         self, inputs: Int[Tensor, "B T"], targets: Int[Tensor, "B T"], replace: Replace | None = None
@@ -115,11 +127,10 @@ class Teacher:
             return states if replace is None else replace(states).to(states.dtype)
 
         with torch.no_grad(), self._at_block(put):
-            return self._cross_entropy(inputs, targets)
+            return mean_nll(self._logits(inputs), targets.to(self.device).flatten())
 
-    def _cross_entropy(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        logits = self.model(input_ids=inputs.to(self.device), use_cache=False).logits
-        return F.cross_entropy(logits.float().flatten(0, 1), targets.to(self.device).flatten(), ignore_index=IGNORED)
+    def _logits(self, inputs: Tensor) -> Float[Tensor, "N V"]:
+        return self.model(input_ids=inputs.to(self.device), use_cache=False).logits.flatten(0, 1)
 
     @contextmanager
     def _at_block(self, function: Replace) -> Iterator[None]:
@@ -191,64 +202,39 @@ def pick_dtype(dtype: str, device: torch.device) -> str:
     return dtype if dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
 
 
-def teacher_folder(name: str) -> Path:
-    """The folder of a teacher: ``name`` itself, the export of a run, or a hub repository, downloaded where it is not
-    yet."""
-    folder = Path(name).expanduser()
-    if (folder / "recipe.yaml").is_file():
-        if not (folder / "export" / "config.json").is_file():
-            raise UserError(
-                f"teacher={name}: this run is not finished, it has no export: let it finish, or 'cocomix export {name}'"
-            )
-        return folder / "export"
-    if folder.is_dir():
-        return folder
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UserError(f"teacher={name}: there is no such folder; give a model's folder or hub id")
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.safetensors", "*.json", "*.model", "*.txt"]
-    try:
-        try:
-            return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"], local_files_only=True))
-        except (OSError, ValueError):
-            return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
-    except Exception as error:  # the hub's client raises its own errors, requests' and httpx's
-        raise UserError(f"teacher={name}: it is no folder here and the hub gave none ({first_line(error)})") from error
-
-
-def teacher_fingerprint(folder: Path) -> str:
-    """Hash over the weights' files."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(
-            f"teacher={folder} holds no *.safetensors: pickled weights are not loaded, save it again with "
-            "save_pretrained"
-        )
-    return sha256_json([sha256_file(file) for file in files])
-
-
 def load_teacher(name: str, block: int, dataset: Dataset, window: int, device: torch.device, dtype: str) -> Teacher:
-    """The model ``name`` (folder or hub id) from its safetensors, checked against the dataset.
+    """The model ``name`` (what :func:`cocomix.concepts.teacher_files.find_teacher` knows), checked against the dataset.
 
-    Raises :class:`UserError` when it is no causal language model, its tokenizer is not the dataset's, its context
-    is shorter than ``window``, or ``block`` is outside.
+    The weights of a GGUF file are dequantised to ``dtype``. Raises :class:`UserError` when it is no causal language
+    model, its files are not whole, its tokenizer is not the dataset's, its context is shorter than ``window``, or
+    ``block`` is outside.
     """
+    files = find_teacher(name)
+    files.check_whole()
+    _check_tokenizer(files, name, dataset)
+    teacher = Teacher(_load(files, name, dtype).to(device), block, name, files.fingerprint(), files.quantisation())
+    teacher.check_fits(dataset, window)
+    return teacher
+
+
+def _load(files: TeacherFiles, name: str, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    folder = teacher_folder(name)
-    fingerprint = teacher_fingerprint(folder)
     logging.disable_progress_bar()
+    where = {"use_safetensors": True} if files.gguf is None else {"gguf_file": files.gguf.name}
+    # transformers shows a bar of its own over a GGUF file's tensors
+    quiet = nullcontext() if files.gguf is None else redirect_stderr(io.StringIO())
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with quiet:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                files.folder,
+                dtype=getattr(torch, dtype),
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                **where,
+            )
     except Exception as error:  # transformers raises what its many parts raise
         raise UserError(
             f"teacher={name} cannot be loaded as a causal language model of transformers ({first_line(error)}): "
@@ -258,26 +244,15 @@ def load_teacher(name: str, block: int, dataset: Dataset, window: int, device: t
     if report["missing_keys"] or report["mismatched_keys"]:
         missing = ", ".join(sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[:3])
         raise UserError(f"teacher={name} lacks weights ({missing} …): it would be partly random, save it again")
-    teacher = Teacher(model.to(device), block, name, fingerprint)
-    teacher.check_fits(dataset, window)
-    _check_tokenizer(folder, name, dataset)
-    return teacher
+    return model
 
 
-def _check_tokenizer(folder: Path, name: str, dataset: Dataset) -> None:
-    if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+def _check_tokenizer(files: TeacherFiles, name: str, dataset: Dataset) -> None:
+    if files.gguf is None and not any((files.folder / file).is_file() for file in TOKENIZER_FILES):
         return  # weights alone: only the size of the vocabulary can be compared
-    from transformers import AutoTokenizer
-
-    found = tokenizer_hash(AutoTokenizer.from_pretrained(str(folder)))
+    found = tokenizer_hash(tokenizer_in(files.gguf or files.folder, f"teacher={name}"))
     if found != dataset.tokenizer_hash:
         raise UserError(
             f"teacher={name} has another tokenizer than the dataset {dataset.folder}: prepare the data with "
             f"tokenizer={name}, or use a teacher that was trained on this data"
         )
-
-
-def training_record(folder: Path | str) -> dict[str, Any] | None:
-    """``training.json`` of a model's or autoencoder's folder: what its training cost; None where there is none."""
-    path = Path(folder) / "training.json"
-    return read_json(path, "a training record") if path.is_file() else None

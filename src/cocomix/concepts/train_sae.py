@@ -177,6 +177,8 @@ class _Training:
             **self.identity,
             "teacher": settings.teacher,
             "teacher_fingerprint": self.teacher.fingerprint,
+            "teacher_dtype": self.teacher.dtype,
+            "teacher_quantisation": self.teacher.quantisation,
             "block": settings.block,
             "latents": settings.latents,
             "k": settings.k,

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import UInt32
 
+from cocomix.data.gguf import SUFFIX as GGUF
+from cocomix.data.gguf import find_gguf, quantisation
+from cocomix.data.hub import hub_error
 from cocomix.errors import UserError, explained
 from cocomix.files import TEMPORARY_SUFFIX, sha256_json, sync_folder
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 END_OF_TEXT = "<|endoftext|>"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+"""One of these lies in a folder with a tokenizer."""
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -65,26 +70,20 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder (also a dataset's or a model's) or of that name on the hub.
+    """The tokenizer in a folder (also a dataset's or a model's), in a GGUF file, or of that name on the hub.
 
     Raises :class:`UserError` when there is none, when it has no end-of-text token or no fast form.
     """
-    from transformers import AutoTokenizer
-
     folder = Path(name).expanduser()
     if folder.is_dir():
         inner = folder / "tokenizer"
         folder = inner if inner.is_dir() and not (folder / "tokenizer.json").exists() else folder
-    elif folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+    here = folder.is_dir() or (folder.is_file() and folder.suffix == GGUF)
+    if not here and (
+        folder.suffix == GGUF or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    ):
         raise UserError(f"tokenizer={name}: there is no such folder; give a tokenizer's folder or hub id")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder)) if folder.is_dir() else _from_hub(name)
-    except Exception as error:  # the hub's client raises its own errors, requests' and plain ValueErrors
-        where = "that folder holds no tokenizer" if folder.is_dir() else "it is no folder here and the hub gave none"
-        raise UserError(
-            f"tokenizer={name}: {where} ({first_line(error)}); give a folder with a tokenizer.json, or leave "
-            "tokenizer= out to train one on the text"
-        ) from error
+    tokenizer = _from_path(folder, name) if here else _from_hub(name)
     _backend(tokenizer)
     if tokenizer.eos_token_id is None:
         raise UserError(
@@ -94,16 +93,44 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def tokenizer_in(path: Path, option: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, or in a GGUF file that has none beside it. ``option`` is how the user named it."""
+    from transformers import AutoTokenizer
+
+    folder = path if path.is_dir() else path.parent
+    beside = any((folder / file).is_file() for file in TOKENIZER_FILES)
+    gguf = None if beside else find_gguf(path, option)
+    if gguf is None:
+        return AutoTokenizer.from_pretrained(str(folder))
+    quantisation(gguf)  # says plainly what is wrong with a damaged file
+    return AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+
+
+def _from_path(path: Path, name: str) -> PreTrainedTokenizerBase:
+    try:
+        return tokenizer_in(path, f"tokenizer={name}")
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises what its many parts raise
+        raise UserError(
+            f"tokenizer={name}: that folder holds no tokenizer ({first_line(error)}); give a folder with a "
+            "tokenizer.json, or leave tokenizer= out to train one on the text"
+        ) from error
+
+
 def _from_hub(name: str) -> PreTrainedTokenizerBase:
     """From the local cache, or else by the network, which is asked once whether it is there at all."""
     from huggingface_hub import HfApi
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name, local_files_only=True)
-    except (OSError, ValueError):
-        HfApi().model_info(name, timeout=20)  # without it, no network means a minute of retries
-        return AutoTokenizer.from_pretrained(name)
+        try:
+            return AutoTokenizer.from_pretrained(name, local_files_only=True)
+        except (OSError, ValueError):
+            HfApi().model_info(name, timeout=20)  # without it, no network means a minute of retries
+            return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # the hub's client raises its own errors, its HTTP library's and plain ValueErrors
+        raise hub_error("tokenizer", name, error) from error
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

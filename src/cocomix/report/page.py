@@ -130,13 +130,15 @@ def _health(check: SaeCheck | None) -> list[dict[str, Any]]:
     """What is measured of an SAE, whether it is good, and what good looks like."""
     if check is None:
         return []
-    loss = check["cross_entropy"]
+    loss, k = check["cross_entropy"], check["k"]
     return [
         {
             "name": "Active latents a token (L0)",
-            "value": f"{check['l0']:.1f} of k = {check['k']}",
-            "good": abs(check["l0"] - check["k"]) <= 0.05 * check["k"],
-            "want": "equal to k: otherwise the SAE was loaded with another activation than it was trained with",
+            "value": f"{check['l0']:.1f}" + ("" if k is None else f" of k = {k}"),
+            "good": check["l0"] >= 1 if k is None else abs(check["l0"] - k) <= 0.05 * k,
+            "want": "1 at least, and few: a threshold decides how many"
+            if k is None
+            else "equal to k: otherwise the SAE was loaded with another activation than it was trained with",
         },
         {
             "name": "Variance not explained (FVU)",

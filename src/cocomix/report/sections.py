@@ -49,7 +49,8 @@ class SaeCheck(TypedDict):
     """``check.json`` of an SAE folder."""
 
     latents: int
-    k: int
+    k: int | None
+    """None where a threshold decides how many latents are active."""
     l0: float
     fvu: float
     dead_share: float

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from cocomix.concepts.sae_saelens import SAELENS_CONFIG, SAELENS_WEIGHTS
-from cocomix.concepts.teacher import load_teacher, teacher_fingerprint
+from cocomix.concepts.teacher import load_teacher
+from cocomix.concepts.teacher_files import find_teacher
 from cocomix.data.dataset import Dataset
 from cocomix.files import write_json
 
@@ -97,7 +98,7 @@ def tiny_sae(folder: Path, teacher: Path, dataset: Dataset, block: int = 1, k: i
             "seconds": 1.0,
             "tokens": len(x),
             "teacher": str(teacher),
-            "teacher_fingerprint": teacher_fingerprint(teacher),
+            "teacher_fingerprint": find_teacher(str(teacher)).fingerprint(),
             "block": block,
         },
     )

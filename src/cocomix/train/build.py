@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,31 +14,27 @@ from cocomix.errors import UserError
 from cocomix.model.adapters import adapter_for
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.modeling import CoCoMixForCausalLM
+from cocomix.train.backbone import backbone_config, start_from_backbone
 from cocomix.train.settings import ModelSettings, OptimizerSettings, ScheduleSettings
 
 
-def model_config(settings: ModelSettings, dataset: Dataset, window: int, num_concepts: int | None) -> CoCoMixConfig:
+def model_config(
+    settings: ModelSettings, dataset: Dataset, window: int, num_concepts: int | None, run: Path | None = None
+) -> CoCoMixConfig:
     """The network's configuration; vocabulary, end-of-text id and context are the dataset's where not given.
 
-    Raises :class:`UserError` for a configuration that does not fit together.
+    ``run`` is the folder that keeps what is known of a pretrained backbone. Raises :class:`UserError` for a
+    configuration that does not fit together.
     """
-    backbone: dict[str, Any] = {
-        "model_type": "gpt2",
-        "vocab_size": dataset.vocab_size,
-        "bos_token_id": dataset.eos_id,
-        "eos_token_id": dataset.eos_id,
-        "pad_token_id": None,
-        **settings.backbone,
-    }
-    positions = "n_positions" if backbone["model_type"] == "gpt2" else "max_position_embeddings"
-    backbone.setdefault(positions, window)
-    if backbone["model_type"] == "gpt2":
-        # Pretraining is without dropout, as in the paper's runs; transformers' own default is 0.1.
-        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
-            backbone.setdefault(name, 0.0)
+    if settings.from_backbone is not None:
+        assert run is not None, "a run from a backbone keeps its configuration"
+        backbone = backbone_config(settings.from_backbone, dataset, run)
+    else:
+        backbone = _backbone_settings(settings, dataset, window)
+    where = "model.from_backbone" if settings.from_backbone else "model.backbone"
     if backbone["vocab_size"] < dataset.vocab_size:
         raise UserError(
-            f"model.backbone.vocab_size={backbone['vocab_size']} is smaller than the dataset's {dataset.vocab_size}"
+            f"{where}.vocab_size={backbone['vocab_size']} is smaller than the dataset's {dataset.vocab_size}"
         )
     try:
         adapter_for(backbone["model_type"])
@@ -54,18 +51,43 @@ def model_config(settings: ModelSettings, dataset: Dataset, window: int, num_con
         config.check()
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"model: {' '.join(str(error).split())}") from error
-    known = type(config.text_config)(**{}).to_dict()
-    unknown = [name for name in settings.backbone if name not in known and name not in config.text_config.attribute_map]
+    text = config.text_config
+    known = type(text)(**{}).to_dict()
+    unknown = [name for name in settings.backbone if name not in known and name not in text.attribute_map]
     if unknown:
         raise UserError(f"model.backbone.{unknown[0]} is no setting of {backbone['model_type']} in transformers")
+    if text.max_position_embeddings < window:
+        raise UserError(
+            f"{where}: its {text.max_position_embeddings} positions are fewer than data.window={window}: set "
+            f"data.window={text.max_position_embeddings} or less"
+        )
     return config
 
 
-def build_model(config: CoCoMixConfig, seed: int) -> CoCoMixForCausalLM:
-    """The network with random weights that depend on ``seed`` alone."""
+def _backbone_settings(settings: ModelSettings, dataset: Dataset, window: int) -> dict[str, Any]:
+    """The backbone's configuration as the recipe has it, with what the data say."""
+    backbone: dict[str, Any] = {
+        "model_type": "gpt2",
+        "vocab_size": dataset.vocab_size,
+        "bos_token_id": dataset.eos_id,
+        "eos_token_id": dataset.eos_id,
+        "pad_token_id": None,
+        **settings.backbone,
+    }
+    positions = "n_positions" if backbone["model_type"] == "gpt2" else "max_position_embeddings"
+    backbone.setdefault(positions, window)
+    if backbone["model_type"] == "gpt2":
+        # Pretraining is without dropout, as in the paper's runs; transformers' own default is 0.1.
+        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+            backbone.setdefault(name, 0.0)
+    return backbone
+
+
+def build_model(config: CoCoMixConfig, seed: int, backbone: str | None = None) -> CoCoMixForCausalLM:
+    """The network, its weights random by ``seed`` alone, or those of ``backbone`` with a mixer that is random by it."""
     torch.manual_seed(seed)
     try:
-        return CoCoMixForCausalLM(config)
+        return start_from_backbone(backbone, config) if backbone else CoCoMixForCausalLM(config)
     except ValueError as error:
         raise UserError(f"model: {' '.join(str(error).split())}") from error
 

@@ -1,24 +1,33 @@
 """A trained run → a folder that ``from_pretrained`` loads.
 
-A run without a mixer is a plain transformers model and is exported as one: no part of this package is needed to use it.
+A run without a mixer is a plain transformers model and is exported as one. One with a mixer takes the network's code
+with it (standalone.py). No part of this package is needed to use either.
 """
 
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from cocomix.data.tokenizer import load_tokenizer, save_tokenizer
 from cocomix.errors import UserError, explained
 from cocomix.files import TEMPORARY_SUFFIX, read_json, write_json
 from cocomix.model.modeling import CoCoMixForCausalLM
+from cocomix.model.reference import checkpoint_of, read_reference
+from cocomix.train.settings import ReferenceSettings
+from cocomix.train.standalone import add_code
+
+TRAINING, REFERENCE = "training.json", "reference.json"
+"""What says of a folder that it is an export: of a run, with its costs; of a checkpoint of the reference."""
 
 
 def plain_model(model: CoCoMixForCausalLM) -> PreTrainedModel:
     """The transformers model that a network without a mixer is, sharing no memory with it."""
-    plain: Any = AutoModelForCausalLM.from_config(model.config.text_config)
+    plain: Any = AutoModelForCausalLM.from_config(model.config.text_config, dtype=model.dtype)
     getattr(plain, plain.base_model_prefix).load_state_dict(model.backbone.state_dict())
     if not model.config.tie_word_embeddings:
         plain.get_output_embeddings().load_state_dict(model.lm_head.state_dict())
@@ -26,10 +35,13 @@ def plain_model(model: CoCoMixForCausalLM) -> PreTrainedModel:
     return plain
 
 
-def export_model(model: CoCoMixForCausalLM, tokenizer_folder: Path, out: Path, training: dict[str, Any]) -> Path:
-    """Writes weights (safetensors), configuration, tokenizer and ``training.json`` (costs) to ``out``.
+def export_model(
+    model: CoCoMixForCausalLM, tokenizer_folder: Path, out: Path, record: dict[str, Any], record_name: str = TRAINING
+) -> Path:
+    """Writes weights (safetensors), configuration, the network's code, tokenizer and ``record`` to ``out``.
 
-    Raises :class:`UserError` when ``out`` exists and is no earlier export.
+    ``record`` says under ``run`` what was exported; of a run also its costs. Raises :class:`UserError` when ``out``
+    exists and is no earlier export.
     """
     temporary = out.with_name(out.name + TEMPORARY_SUFFIX)
     with explained(out):
@@ -44,9 +56,11 @@ def export_model(model: CoCoMixForCausalLM, tokenizer_folder: Path, out: Path, t
                 bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.eos_token_id
             )
             network.save_pretrained(temporary)
+            if network is model:
+                add_code(temporary)
             for file in tokenizer_folder.iterdir():
                 shutil.copy(file, temporary / file.name)
-            write_json(temporary / "training.json", training)
+            write_json(temporary / record_name, record)
             shutil.rmtree(out, ignore_errors=True)
             temporary.rename(out)
         finally:
@@ -54,7 +68,30 @@ def export_model(model: CoCoMixForCausalLM, tokenizer_folder: Path, out: Path, t
     return out
 
 
+def export_reference(folder: str, out: str, settings: ReferenceSettings) -> dict[str, Any]:
+    """A checkpoint of the reference implementation as an export at ``out``.
+
+    ``folder`` is a training's log folder (its last checkpoint is taken) or one checkpoint. Raises :class:`UserError`
+    for files that do not fit together, and where the tokenizer is not to be had.
+    """
+    checkpoint = checkpoint_of(Path(folder))
+    model = read_reference(checkpoint)
+    tokenizer = load_tokenizer(settings.tokenizer)
+    vocabulary = model.config.text_config.vocab_size
+    if len(tokenizer) > vocabulary:
+        raise UserError(
+            f"tokenizer={settings.tokenizer} has {len(tokenizer):,} entries, the model knows {vocabulary:,}: give the "
+            "tokenizer that the model was trained with"
+        )
+    with tempfile.TemporaryDirectory() as place:
+        save_tokenizer(tokenizer, Path(place) / "tokenizer")
+        record = {"run": checkpoint.name, "source": "facebookresearch/RAM, projects/cocomix"}
+        export_model(model, Path(place) / "tokenizer", Path(out), record, REFERENCE)
+    name = read_json(Path(out) / "config.json", "a model's configuration")["architectures"][0]
+    return {"folder": out, "class": name, "checkpoint": str(checkpoint)}
+
+
 def _is_export(folder: Path) -> bool:
     """An SAE's folder has a training.json too; it must not be taken for an export and replaced."""
-    record = folder / "training.json"
-    return record.is_file() and "run" in read_json(record, "an export's costs")
+    records = [folder / name for name in (TRAINING, REFERENCE) if (folder / name).is_file()]
+    return any("run" in read_json(record, "an export's record") for record in records)

@@ -8,14 +8,21 @@ from pydantic import Field, field_validator, model_validator
 
 from cocomix.config import Settings
 
+DEFAULT_BACKBONE = {"model_type": "gpt2"}
+
 
 class ModelSettings(Settings):
     """The network."""
 
     backbone: dict[str, Any] = Field(
-        default_factory=lambda: {"model_type": "gpt2"},
+        default_factory=lambda: dict(DEFAULT_BACKBONE),
         description="transformers configuration of the backbone: model_type and its own fields; vocabulary size, "
         "end-of-text id and context come from the data",
+    )
+    from_backbone: str | None = Field(
+        None,
+        description="start from the weights of this model (hub id, folder, run, GGUF file), not from random ones; its "
+        "tokenizer must have made the data",
     )
     mixer: Literal["none", "concept", "pause"] = Field("none", description="what makes the vector behind each token")
     mixing: Literal["insert", "memory", "add", "none"] = Field("insert", description="how the vector enters")
@@ -28,6 +35,15 @@ class ModelSettings(Settings):
     )
     num_concepts: int | None = Field(None, description="size of the concept dictionary; none: the labels'")
     concept_k: int = Field(32, ge=1, description="predicted concepts that are mixed, a token")
+
+    @model_validator(mode="after")
+    def _one_backbone(self) -> ModelSettings:
+        if self.from_backbone is not None and self.backbone != DEFAULT_BACKBONE:
+            raise ValueError(
+                f"model.from_backbone={self.from_backbone} brings its own configuration: leave model.backbone out, "
+                "also where a recipe sets it"
+            )
+        return self
 
 
 class DataSettings(Settings):
@@ -107,6 +123,15 @@ class TrainSettings(Settings):
         if "concept" in self.losses and self.data.labels is None:
             raise ValueError("losses.concept needs data.labels=NAME: extract them with 'cocomix concepts extract'")
         return self
+
+
+class ReferenceSettings(Settings):
+    """A checkpoint of the reference implementation, on its way into an export."""
+
+    tokenizer: str = Field(
+        "openai-community/gpt2",
+        description="with --from-reference: the model's tokenizer, a folder or hub id (its checkpoints come without)",
+    )
 
 
 FREE_ON_RESUME = frozenset(

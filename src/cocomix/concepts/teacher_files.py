@@ -1,0 +1,105 @@
+"""Where a teacher's weights are, whether they are whole, and what they are: their hash and their precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cocomix.data.gguf import SUFFIX as GGUF
+from cocomix.data.gguf import find_gguf, quantisation
+from cocomix.data.hub import hub_error
+from cocomix.errors import UserError
+from cocomix.files import read_json, sha256_file, sha256_json
+
+DOWNLOADED = ["*.safetensors", "*.json", "*.model", "*.txt"]
+PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+class TeacherFiles(NamedTuple):
+    """A folder of safetensors files, or a GGUF file in it."""
+
+    folder: Path
+    gguf: Path | None
+
+    @property
+    def weights(self) -> list[Path]:
+        """The files that hold the weights."""
+        return [self.gguf] if self.gguf is not None else sorted(self.folder.glob("*.safetensors"))
+
+    def fingerprint(self) -> str:
+        """Hash over the weights' files."""
+        return sha256_json([sha256_file(file) for file in self.weights])
+
+    def quantisation(self) -> dict[str, float] | None:
+        """Share of the parameters in each of a GGUF file's types; None for weights that are not quantised."""
+        return None if self.gguf is None else quantisation(self.gguf)
+
+    def check_whole(self) -> None:
+        """Raises :class:`UserError` when a weights' file is truncated or damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        if self.gguf is not None:
+            quantisation(self.gguf)
+            return
+        for file in self.weights:
+            try:
+                with safe_open(file, "pt"):
+                    pass
+            except SafetensorError as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(f"{file} is no whole safetensors file ({reason}): copy or download it again") from error
+
+
+def find_teacher(name: str) -> TeacherFiles:
+    """The files of the teacher ``name``: a folder, the export of a run's folder, a GGUF file or a folder with one, or
+    a hub repository, downloaded where it is not yet.
+
+    Raises :class:`UserError` when there is no such thing, or it holds no weights that are loaded here.
+    """
+    path = Path(name).expanduser()
+    if (path / "recipe.yaml").is_file():
+        if not (path / "export" / "config.json").is_file():
+            raise UserError(
+                f"teacher={name}: this run is not finished, it has no export: let it finish, or 'cocomix export {name}'"
+            )
+        path = path / "export"
+    elif path.is_file() and path.suffix == GGUF:
+        return TeacherFiles(path.parent, find_gguf(path, f"teacher={name}"))
+    elif not path.is_dir():
+        if path.is_absolute() or path.suffix == GGUF or name.startswith((".", "~")) or name.count("/") > 1:
+            raise UserError(f"teacher={name}: there is no such folder; give a model's folder or hub id")
+        path = _downloaded(name)
+    files = TeacherFiles(path, None if any(path.glob("*.safetensors")) else find_gguf(path, f"teacher={name}"))
+    if files.weights:
+        return files
+    pickled = sorted(file.name for pattern in PICKLED for file in path.glob(pattern))
+    if pickled:
+        raise UserError(
+            f"teacher={path} holds no *.safetensors but {pickled[0]}: pickled weights can run code when they are "
+            "loaded, so they are not; save the model again with save_pretrained"
+        )
+    raise UserError(f"teacher={path} holds no *.safetensors and no *{GGUF}: give the folder of a model's weights")
+
+
+def _downloaded(name: str) -> Path:
+    """The hub repository's snapshot: from the local cache where it has weights, or else by the network."""
+    from huggingface_hub import snapshot_download
+
+    kinds: dict[str, Any] = {"allow_patterns": DOWNLOADED, "ignore_patterns": ["*/*"]}
+    try:
+        try:
+            folder = Path(snapshot_download(name, local_files_only=True, **kinds))
+        except (OSError, ValueError):
+            folder = None
+        # A snapshot without weights is there when only the tokenizer was asked for before.
+        if folder is None or not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, **kinds))
+    except Exception as error:  # the hub's client raises its own errors and its HTTP library's
+        raise hub_error("teacher", name, error) from error
+    return folder
+
+
+def training_record(folder: Path | str) -> dict[str, Any] | None:
+    """``training.json`` of a model's or autoencoder's folder: what its training cost; None where there is none."""
+    path = Path(folder) / "training.json"
+    return read_json(path, "a training record") if path.is_file() else None

@@ -1,0 +1,113 @@
+"""A pretrained model that a run starts from: where it is, what it is, whether its tokenizer made the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig
+
+from cocomix.data.dataset import Dataset
+from cocomix.data.gguf import SUFFIX as GGUF
+from cocomix.data.gguf import find_gguf, quantisation
+from cocomix.data.hub import hub_error
+from cocomix.data.tokenizer import first_line, load_tokenizer, tokenizer_hash
+from cocomix.errors import UserError
+from cocomix.files import read_json, write_json
+from cocomix.model.config import CoCoMixConfig
+from cocomix.model.modeling import CoCoMixForCausalLM
+
+OPTION = "model.from_backbone"
+KEPT = "backbone.json"
+"""What a run's folder keeps of its backbone: with it, resuming and exporting need the backbone no more."""
+OF_A_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version")
+"""Entries of a configuration that speak of how weights lie in a file, not of the network."""
+MIXER = ("mixer", "mixing", "insert_at", "slot_base", "slot_positions", "num_concepts", "concept_k")
+
+
+class Source(NamedTuple):
+    """What transformers' ``from_pretrained`` is pointed to."""
+
+    where: str
+    """A folder, or a hub id."""
+    gguf: Path | None
+    """The GGUF file in the folder that is read."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"gguf_file": self.gguf.name} if self.gguf else {}
+
+
+def backbone_config(name: str, dataset: Dataset, run: Path) -> dict[str, Any]:
+    """The configuration of the backbone ``name``: the one that the folder ``run`` kept, or else the model's.
+
+    It is kept in ``run`` then. Raises :class:`UserError` when there is no such model or its tokenizer is another.
+    """
+    kept = run / KEPT
+    known = read_json(kept, "a run's record of its backbone") if kept.is_file() else {}
+    if known.get("name") == name:
+        return known["config"]
+    source = find_backbone(name)
+    if source.gguf:
+        quantisation(source.gguf)  # says plainly what is wrong with a damaged file
+    try:
+        config: Any = AutoConfig.from_pretrained(source.where, **source.arguments)
+    except (OSError, ValueError) as error:
+        raise _refusal(name, source, error) from error
+    if tokenizer_hash(load_tokenizer(str(source.gguf or source.where))) != dataset.tokenizer_hash:
+        raise UserError(
+            f"{OPTION}={name} has another tokenizer than data={dataset.folder}: prepare the text again with "
+            f"'cocomix data prepare SOURCE FOLDER tokenizer={source.gguf or source.where}'"
+        )
+    values = {key: value for key, value in config.get_text_config().to_dict().items() if key not in OF_A_FILE}
+    write_json(kept, {"name": name, "config": values})
+    return values
+
+
+def start_from_backbone(name: str, config: CoCoMixConfig) -> CoCoMixForCausalLM:
+    """The backbone's weights in fp32 with a new mixer as ``config`` says; its compression starts at zero.
+
+    Raises :class:`UserError` when the weights cannot be loaded.
+    """
+    source = find_backbone(name)
+    how = {**source.arguments, "dtype": torch.float32, **({} if source.gguf else {"use_safetensors": True})}
+    try:
+        model = CoCoMixForCausalLM.from_backbone(source.where, how, **{key: getattr(config, key) for key in MIXER})
+    except (OSError, SafetensorError) as error:
+        raise _refusal(name, source, error) from error
+    # A GGUF file's weights are plain numbers from here on; an export that said otherwise would not load.
+    vars(model.config.text_config).pop("quantization_config", None)
+    return model
+
+
+def find_backbone(name: str) -> Source:
+    """Where the model ``name`` is: a folder, a run's export, a GGUF file or a folder with one, or else a hub id."""
+    path = Path(name).expanduser()
+    if (path / "recipe.yaml").is_file():
+        path = path / "export"
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"{OPTION}={name}: this run is not finished, it has no export: let it finish, or "
+                f"'cocomix export {name}'"
+            )
+    if (path / "config.json").is_file():
+        return Source(str(path), None)
+    if path.exists():
+        gguf = find_gguf(path, f"{OPTION}={name}")
+        if gguf is None:
+            raise UserError(f"{OPTION}={name} is no model: it holds no config.json and no *{GGUF}")
+        return Source(str(gguf.parent), gguf)
+    if path.is_absolute() or path.suffix == GGUF or name.startswith((".", "~")) or name.count("/") > 1:
+        raise UserError(f"{OPTION}={name}: there is no such folder; give a model's folder or hub id")
+    return Source(name, None)
+
+
+def _refusal(name: str, source: Source, error: Exception) -> UserError:
+    if Path(source.where).is_dir():
+        return UserError(
+            f"{OPTION}={name} cannot be loaded ({first_line(error)}): give the folder of a causal language model, "
+            "saved with save_pretrained as safetensors"
+        )
+    return hub_error(OPTION, name, error)

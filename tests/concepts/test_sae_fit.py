@@ -1,0 +1,113 @@
+"""An SAE that does not belong to the teacher, or is sick, is told before anything is extracted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cocomix.cli import main
+from cocomix.concepts.extract import extract
+from cocomix.concepts.pair import Fit, refuse_bad_fit
+from cocomix.concepts.sae import SparseAutoencoder, Threshold, TopK, Weights
+from cocomix.concepts.sae_saelens import SAELENS_WEIGHTS
+from cocomix.concepts.settings import ExtractSettings
+from cocomix.data.dataset import Dataset
+from cocomix.errors import UserError
+from cocomix.testing.teachers import write_sae
+
+
+def _sae(activation: TopK | Threshold, stated_l0: float | None = None) -> SparseAutoencoder:
+    weights = Weights(torch.zeros(32, 200), torch.zeros(200), torch.zeros(200, 32), torch.zeros(32))
+    return SparseAutoencoder(weights, activation, stated_l0=stated_l0)
+
+
+@pytest.mark.parametrize(
+    ("sae", "l0", "sentence"),
+    [
+        (_sae(TopK(8)), 3.9, "has k=8, but only 3.9 latents a token fire"),
+        (_sae(TopK(8)), 4.1, None),
+        (_sae(Threshold(), 10.0), 4.9, "4.9 latents a token fire here, where its files state 10"),
+        (_sae(Threshold(), 10.0), 20.1, "20.1 latents a token fire here, where its files state 10"),
+        (_sae(Threshold(), 10.0), 19.9, None),
+        (_sae(Threshold()), 0.9, r"0.9 latents a token fire here, where 1 … 16 \(half of the hidden size\)"),
+        (_sae(Threshold()), 16.1, "16.1 latents a token"),
+        (_sae(Threshold()), 15.9, None),
+    ],
+)
+def test_an_l0_that_is_off_is_told(sae: SparseAutoencoder, l0: float, sentence: str | None) -> None:
+    if sentence is None:
+        refuse_bad_fit(Fit(l0, 0.1), sae, "sae", 0.5)
+        return
+    with pytest.raises(UserError, match=sentence) as error:
+        refuse_bad_fit(Fit(l0, 0.1), sae, "sae", 0.5)
+    assert "force=true" in str(error.value)
+
+
+@pytest.mark.parametrize("fvu", [0.51, float("nan")])
+def test_too_much_unexplained_is_told(fvu: float) -> None:
+    with pytest.raises(UserError, match=r"of the variance of this block unexplained \(max_fvu=0.5\)"):
+        refuse_bad_fit(Fit(8, fvu), _sae(TopK(8)), "sae", 0.5)
+
+
+def _changed(sae: Path, to: Path, **config: Any) -> Path:
+    """A copy with another configuration."""
+    shutil.copytree(sae, to)
+    values = {**json.loads((to / "cfg.json").read_text()), **config}
+    (to / "cfg.json").write_text(json.dumps(values))
+    return to
+
+
+def test_a_topk_read_as_relu_is_refused_and_extracted_only_by_force(
+    own_data: Path, sae_path: Path, tmp_path: Path
+) -> None:
+    """As SAELens 5's TopK files once were: dozens of latents fire instead of k."""
+    sick = _changed(sae_path, tmp_path / "sick", architecture="standard")
+    settings = {"data": str(own_data), "sae": str(sick), "name": "sick"}
+    with pytest.raises(UserError, match=r"latents a token fire here, where 1 … 16 .*force=true"):
+        extract(ExtractSettings(**settings))
+    assert not (own_data / "labels").exists()
+    manifest = extract(ExtractSettings(**settings, force=True, train_windows=8))
+    assert manifest["sae"]["k"] is None
+    assert manifest["fit"]["l0"] > 16
+
+
+def test_a_scale_folded_twice_is_refused(own_data: Path, sae_path: Path, tmp_path: Path) -> None:
+    sick = _changed(sae_path, tmp_path / "sick")
+    weights = load_file(sick / SAELENS_WEIGHTS)
+    save_file({**weights, "W_enc": weights["W_enc"] * 2}, sick / SAELENS_WEIGHTS)
+    with pytest.raises(UserError, match=r"of the variance of this block unexplained \(max_fvu=0.5\).*force=true"):
+        extract(ExtractSettings(data=str(own_data), sae=str(sick), name="sick"))
+
+
+def test_an_sae_of_another_width_is_told_with_both(own_data: Path, teacher_path: Path, tmp_path: Path) -> None:
+    sae = write_sae(tmp_path, torch.zeros(31, 40), torch.zeros(40), torch.zeros(40, 31), torch.zeros(31), k=4)
+    settings = ExtractSettings(data=str(own_data), sae=str(sae), teacher=str(teacher_path), block=1, name="new")
+    with pytest.raises(UserError, match="reads activations of width 31, the teacher .* has width 32: use an SAE that"):
+        extract(settings)
+
+
+def test_the_block_that_the_files_name_must_be_the_one_that_is_asked_for(
+    own_data: Path, teacher_path: Path, sae_path: Path, tmp_path: Path
+) -> None:
+    """What block 2 reads is the output of block 1: an off-by-one is told."""
+    sae = _changed(sae_path, tmp_path / "sae", metadata={"hook_name": "blocks.2.hook_resid_pre"})
+    (sae / "training.json").unlink()
+    settings = {"data": str(own_data), "sae": str(sae), "teacher": str(teacher_path), "name": "new"}
+    with pytest.raises(UserError, match="block=2: .* trained on the output of block 1: give block=1"):
+        extract(ExtractSettings(**settings, block=2))
+    extract(ExtractSettings(**settings, block=1, train_windows=4))
+
+
+def test_sae_check_tells_that_a_threshold_decides(
+    dataset: Dataset, sae_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    relu = _changed(sae_path, tmp_path / "relu", architecture="standard")
+    assert main(["sae", "check", str(relu), f"data={dataset.folder}", "tokens=320"]) == 0
+    assert "decided by a threshold" in capsys.readouterr().out
+    assert json.loads((relu / "check.json").read_text())["k"] is None
