@@ -98,28 +98,33 @@ def tasks(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def called(exports: Path, tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Harness]:
     """The harness's command line: with batches of 1 and of 4, and on a plain export without its code being trusted."""
     place = tmp_path_factory.mktemp("harness")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(place / "hf")}
     calls = {
         "one": ("cocomix", ",trust_remote_code=True", "1"),
         "four": ("cocomix", ",trust_remote_code=True", "4"),
         "plain": ("ntp", "", "4"),
     }
-    found = {}
-    for name, (export, more, batch) in calls.items():
+    running = {}
+    for name, (export, more, batch) in calls.items():  # side by side: most of a call is the harness's start
         command = [
             sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={exports / export}{more}",
             "--tasks", "tiny_choice,tiny_rolling", "--include_path", str(tasks), "--device", "cpu",
             "--batch_size", batch, "--log_samples", "--output_path", str(place / name),
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=place)
-        assert done.returncode == 0, done.stderr
-        (results,) = (place / name).rglob("results_*.json")
-        samples = {
-            task: [json.loads(line) for line in next(results.parent.glob(f"samples_{task}_*")).read_text().splitlines()]
-            for task in TASKS
-        }
-        found[name] = Harness(json.loads(results.read_text())["results"], samples)
-    return found
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(place / "home" / name)}
+        with (place / f"{name}.log").open("w") as log:
+            running[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=place)
+    codes = {name: process.wait() for name, process in running.items()}
+    return {name: read_harness(place / name, place / f"{name}.log", code) for name, code in codes.items()}
+
+
+def read_harness(folder: Path, log: Path, code: int) -> Harness:
+    assert code == 0, log.read_text()
+    (results,) = folder.rglob("results_*.json")
+    samples = {
+        task: [json.loads(line) for line in next(results.parent.glob(f"samples_{task}_*")).read_text().splitlines()]
+        for task in TASKS
+    }
+    return Harness(json.loads(results.read_text())["results"], samples)
 
 
 def nats(model: Any, tokenizer: Any, before: str, text: str) -> float:

@@ -210,7 +210,7 @@ def load_teacher(name: str, block: int, dataset: Dataset, window: int, device: t
     ``block`` is outside.
     """
     files = find_teacher(name)
-    files.check_whole()
+    files.check_whole(name)
     _check_tokenizer(files, name, dataset)
     teacher = Teacher(_load(files, name, dtype).to(device), block, name, files.fingerprint(), files.quantisation())
     teacher.check_fits(dataset, window)

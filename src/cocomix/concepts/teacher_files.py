@@ -34,8 +34,9 @@ class TeacherFiles(NamedTuple):
         """Share of the parameters in each of a GGUF file's types; None for weights that are not quantised."""
         return None if self.gguf is None else quantisation(self.gguf)
 
-    def check_whole(self) -> None:
-        """Raises :class:`UserError` when a weights' file is truncated or damaged."""
+    def check_whole(self, name: str) -> None:
+        """Raises :class:`UserError` when a weights' file is truncated or damaged; ``name`` is how the
+        user named the teacher."""
         from safetensors import SafetensorError, safe_open
 
         if self.gguf is not None:
@@ -47,7 +48,9 @@ class TeacherFiles(NamedTuple):
                     pass
             except SafetensorError as error:
                 reason = str(error).splitlines()[0]
-                raise UserError(f"{file} is no whole safetensors file ({reason}): copy or download it again") from error
+                raise UserError(
+                    f"teacher={name}: {file} is no whole safetensors file ({reason}): copy or download it again"
+                ) from error
 
 
 def find_teacher(name: str) -> TeacherFiles:

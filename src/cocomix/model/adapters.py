@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb as rotate_part
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as rotate
+from transformers.pytorch_utils import Conv1D
 
 CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(GPT2Block.forward).parameters else "past_key_values"
 """The name of a cache in the installed transformers' signatures and outputs (renamed between 5.17 and 5.24)."""
@@ -94,8 +95,10 @@ def split_heads(states: Float[Tensor, "B S F"], head_size: int) -> Float[Tensor,
 
 def _gpt2(block: Any, states: Tensor, arguments: Arguments) -> KeysValues:
     projection, size = block.attn.c_attn, block.attn.split_size
-    # Conv1D keeps [in, out]; the first third makes queries, which nobody asks for here.
-    kv = F.linear(block.ln_1(states), projection.weight[:, size:].t(), projection.bias[size:])
+    if type(projection) is Conv1D:  # keeps [in, out]; the first third makes queries, which nobody asks for here
+        kv = F.linear(block.ln_1(states), projection.weight[:, size:].t(), projection.bias[size:])
+    else:  # wrapped, by PEFT for instance: its weight alone is not what it computes
+        kv = projection(block.ln_1(states))[..., size:]
     keys, values = kv.split(size, dim=-1)
     return split_heads(keys, block.attn.head_dim), split_heads(values, block.attn.head_dim)
 

@@ -70,8 +70,10 @@ class Run:
             raise UserError(
                 f"model.num_concepts={concepts} differs from the labels' {self.labels.concepts}: leave it out"
             )
-        config = model_config(settings.model, self.dataset, self.window, concepts)
-        self.model: Any = build_model(config, settings.seed).to(self.device)  # type: ignore[arg-type]
+        config = model_config(settings.model, self.dataset, self.window, concepts, self.folder)
+        # A checkpoint brings all weights: the backbone that they began with is needed no more.
+        backbone = None if checkpoint_folders(self.folder) else settings.model.from_backbone
+        self.model: Any = build_model(config, settings.seed, backbone).to(self.device)  # type: ignore[arg-type]
         self.optimizer = build_optimizer(self.model, settings.optimizer)
         self.step_tokens = settings.batch_windows * self.window
         self.steps = settings.steps or math.ceil((settings.tokens or 0) / self.step_tokens)
