@@ -30,7 +30,7 @@ CONCEPTS = ["model.mixer=concept", "model.insert_at=2", "model.num_concepts=40",
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def backbone(request, dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a model with the dataset's tokenizer, in bf16 as pretrained ones often are."""
+    """The folder of a model with the dataset's tokenizer, in bf16 and with dropout as pretrained ones often are."""
     model = tiny_model(
         request.param, mixer="none", backbone={"vocab_size": dataset.vocab_size, "initializer_range": 0.1}
     ).to(torch.bfloat16)

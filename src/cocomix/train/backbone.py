@@ -24,6 +24,8 @@ KEPT = "backbone.json"
 """What a run's folder keeps of its backbone: with it, resuming and exporting need the backbone no more."""
 OF_A_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version")
 """Entries of a configuration that speak of how weights lie in a file, not of the network."""
+DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout")
+"""Set to zero: pretraining is without dropout, continued or not."""
 MIXER = ("mixer", "mixing", "insert_at", "slot_base", "slot_positions", "num_concepts", "concept_k")
 
 
@@ -61,7 +63,8 @@ def backbone_config(name: str, dataset: Dataset, run: Path) -> dict[str, Any]:
             f"{OPTION}={name} has another tokenizer than data={dataset.folder}: prepare the text again with "
             f"'cocomix data prepare SOURCE FOLDER tokenizer={source.gguf or source.where}'"
         )
-    values = {key: value for key, value in config.get_text_config().to_dict().items() if key not in OF_A_FILE}
+    found = config.get_text_config().to_dict().items()
+    values = {key: 0.0 if key in DROPOUTS else value for key, value in found if key not in OF_A_FILE}
     write_json(kept, {"name": name, "config": values})
     return values
 
@@ -72,7 +75,8 @@ def start_from_backbone(name: str, config: CoCoMixConfig) -> CoCoMixForCausalLM:
     Raises :class:`UserError` when the weights cannot be loaded.
     """
     source = find_backbone(name)
-    how = {**source.arguments, "dtype": torch.float32, **({} if source.gguf else {"use_safetensors": True})}
+    how: dict[str, Any] = {"gguf_file": source.gguf.name} if source.gguf else {"use_safetensors": True}
+    how |= {"dtype": torch.float32, **{key: 0.0 for key in DROPOUTS if hasattr(config.text_config, key)}}
     try:
         model = CoCoMixForCausalLM.from_backbone(source.where, how, **{key: getattr(config, key) for key in MIXER})
     except (OSError, SafetensorError) as error:
