@@ -31,9 +31,9 @@ CONCEPTS = ["model.mixer=concept", "model.insert_at=2", "model.num_concepts=40",
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def backbone(request, dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a model with the dataset's tokenizer, in bf16 and with dropout as pretrained ones often are."""
-    model = tiny_model(
-        request.param, mixer="none", backbone={"vocab_size": dataset.vocab_size, "initializer_range": 0.1}
-    ).to(torch.bfloat16)
+    dropout = {"resid_pdrop": 0.3, "embd_pdrop": 0.3} if request.param == "gpt2" else {"attention_dropout": 0.3}
+    text = {"vocab_size": dataset.vocab_size, "initializer_range": 0.1, **dropout}
+    model = tiny_model(request.param, mixer="none", backbone=text).to(torch.bfloat16)
     out = tmp_path_factory.mktemp("backbone") / request.param
     return export_model(model, dataset.tokenizer_folder, out, {"run": "backbone", "tokens": 0})
 
