@@ -316,10 +316,13 @@ of the depth.
 """
 
 ADDING = """
-`add` and the plain backbone are the same function. With `memory` and copied slots a token sees everything before itself
+At zero compression ĉ is the mean of the state's own entries, as in the reference. A LayerNorm does not notice that, so there
+`add` is the plain backbone's function; an RMSNorm notices it a little. With `memory` and copied slots a token sees everything before itself
 twice: a softmax does not notice that where *all* keys are doubled, but below the last block the stream differs a little
 (a copied slot sees its token and itself; the token sees itself once). The reference's bare slot starts from nothing and
-has to be learned first.
+has to be learned first. On a real model the distances are larger: SmolLM2-135M (GGUF, fp32, insertion at 10 of 30, one
+text of 53 tokens, its own loss 3.156) starts at +0.008 with `add`, −0.006 with copied slots, +0.958 with `memory`, +9.24 with
+bare slots. Choose `add` or copied slots to continue a pretrained model.
 
 ## Adding a family
 
