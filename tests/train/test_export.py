@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from cocomix.model.load import load_model
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.testing.models import tiny_model
 from cocomix.train.export import export_model
@@ -210,3 +211,11 @@ def test_what_is_copied_is_python_without_this_package():
         modules = imported(rewritten(source(name)))
         ast.parse(rewritten(source(name)))
         assert not [module for module in modules if module.split(".")[0] in ("cocomix", "jaxtyping")]
+
+
+def test_an_export_that_is_loaded_here_and_saved_again_names_no_code_that_it_lacks(dataset, tmp_path):
+    model = tiny_model(backbone={"vocab_size": dataset.vocab_size})
+    out = export_model(model, dataset.tokenizer_folder, tmp_path / "export", {"run": "tiny", "tokens": 0})
+    assert "auto_map" in json.loads((out / "config.json").read_text())
+    load_model(str(out))[0].save_pretrained(tmp_path / "again")
+    assert "auto_map" not in json.loads((tmp_path / "again" / "config.json").read_text())

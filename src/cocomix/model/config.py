@@ -71,6 +71,13 @@ class CoCoMixConfig(PreTrainedConfig):
             whole.layer_types = ["full_attention"] * text.num_hidden_layers
         return whole
 
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers' own, without the names of code files that saving does not write: only an export does."""
+        values = super().to_dict()
+        if self._auto_class is None:
+            values.pop("auto_map", None)
+        return values
+
     def check(self) -> None:
         """Raises :class:`ValueError`, naming the setting and the mend, when the parts do not fit together."""
         depth = self.text_config.num_hidden_layers
