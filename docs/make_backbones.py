@@ -83,8 +83,8 @@ def left_padded() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def worst(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """The largest difference."""
-    return float((found - wanted).abs().max())
+    """The largest difference of logits, relative to the logit where that is above 1."""
+    return float(((found - wanted).abs() / wanted.abs().clamp(min=1)).max())
 
 
 @torch.compiler.set_stance("force_eager")  # Flex by its definition: torch 2.13's CPU kernel lacks some of these shapes
@@ -93,12 +93,13 @@ def decoding(family: str) -> dict[str, Any]:
     """Cache, static cache, left padding (worst differences of logits), beams and greedy text (equal or not)."""
     attentions = [a for a in ATTENTIONS if a != "flex_attention" or has_flex(family)]
     result: dict[str, Any] = {"attention": attentions, "cache": 0.0, "static": 0.0, "left_pad": 0.0}
-    result |= {"generate": True, "beams": True}
+    result |= {"generate": True, "beams": True, "largest_logit": 0.0}
     padded, mask = left_padded()
     for mixer in MIXED.values():
         for attention in attentions:
             model = tiny_model(family, attention=attention, **mixer)
             wanted = model(IDS).logits
+            result["largest_logit"] = max(result["largest_logit"], float(wanted.abs().max()))
             result["cache"] = max(result["cache"], worst(stepwise(model, IDS), wanted))
             static = StaticCache(config=model.config, max_cache_len=32)
             result["static"] = max(result["static"], worst(stepwise(model, IDS, None, static), wanted))
@@ -213,8 +214,8 @@ def fit(model: CoCoMixForCausalLM, dataset: Dataset) -> None:
 
 
 @torch.no_grad()
-def held_out(model: Any, dataset: Dataset) -> torch.Tensor:
-    """Log-probabilities of the next token on sixteen held-out windows, and last the targets' own."""
+def held_out(model: Any, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of the next token on sixteen held-out windows, and the targets."""
     batch = sample_batch(dataset.split("val"), dataset.window, 0, 0, 16, {})
     return model(input_ids=batch.inputs).logits.log_softmax(-1), batch.targets
 
@@ -224,7 +225,7 @@ def nats(scores: torch.Tensor, targets: torch.Tensor) -> float:
     return float(F.nll_loss(scores.flatten(0, 1), targets.flatten()))
 
 
-def starts(name: str, dataset: Dataset, depth: int, dtype: str = "float32") -> dict[str, Any]:
+def starts(name: str, dataset: Dataset, depth: int) -> dict[str, Any]:
     """How near to a pretrained backbone each mixing starts: its loss and the divergence from the backbone."""
     plain = AutoModelForCausalLM.from_pretrained(name).eval()
     wanted, targets = held_out(plain, dataset)
@@ -286,7 +287,8 @@ CoCoMix over nine families of `transformers`. A family is an adapter of a few li
 This page is made by `python docs/make_backbones.py`; every cell was run (torch {torch}, transformers {transformers}, fp32,
 a CPU): tiny networks with the family's peculiarities (width 32, 4 blocks, insertion at 2; grouped heads, sliding windows
 shorter than the text, blocks without positions), for `insert`, `memory`, `add` and pause slots, with every attention
-implementation named. Numbers are worst differences of logits.
+implementation named. Numbers are worst differences of logits, relative to the logit where that is above 1 (the weights are
+large, so that a wrong mask would show; logits reach {largest:.0f}); of lm-eval, nats of an answer.
 
 """
 
@@ -338,7 +340,9 @@ bare slots. Choose `add` or copied slots to continue a pretrained model.
 
 def page(results: dict[str, dict[str, Any]]) -> str:
     """The page from the results of all families."""
-    lines = [HEAD.format(torch=torch.__version__.split("+")[0], transformers=transformers.__version__)]
+    largest = max(result["decoding"]["largest_logit"] for result in results.values())
+    versions = {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__}
+    lines = [HEAD.format(largest=largest, **versions)]
     columns = [
         "train",
         "generate",

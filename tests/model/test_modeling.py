@@ -10,33 +10,11 @@ from transformers import AutoModelForCausalLM
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.mixers import NO_LABEL, concept_nll
 from cocomix.model.modeling import CoCoMixForCausalLM
-from cocomix.testing.models import TINY_BACKBONES, tiny_config, tiny_model
-
-FORMS = [
-    {"mixer": "none"},
-    {"mixer": "concept", "mixing": "insert"},
-    {"mixer": "concept", "mixing": "insert", "slot_base": "copy"},
-    {"mixer": "concept", "mixing": "insert", "slot_positions": "sequential"},
-    {"mixer": "concept", "mixing": "memory"},
-    {"mixer": "concept", "mixing": "add"},
-    {"mixer": "concept", "mixing": "none"},
-    {"mixer": "pause", "mixing": "insert"},
-    {"mixer": "pause", "mixing": "memory"},
-    {"mixer": "pause", "mixing": "add"},
-]
-
-
-FEW = [FORMS[0], FORMS[1], FORMS[4], FORMS[5], FORMS[7]]
-"""For families that add nothing to GPT-2 and Llama but their blocks."""
-CASES = [(family, form) for family in TINY_BACKBONES for form in (FORMS if family in ("gpt2", "llama") else FEW)]
+from cocomix.testing.models import TINY_BACKBONES, TINY_MIXERS, tiny_config, tiny_model
 
 
 def name(form: dict) -> str:
     return "-".join(form.values())
-
-
-def case_name(value) -> str:
-    return value if isinstance(value, str) else name(value)
 
 
 @pytest.fixture
@@ -54,7 +32,7 @@ def test_without_a_mixer_the_logits_are_the_plain_transformers_models(family, id
         torch.testing.assert_close(model(ids).logits, plain(ids).logits, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=name)
+@pytest.mark.parametrize("form", TINY_MIXERS, ids=name)
 def test_a_token_is_blind_to_what_comes_behind_it(form, ids):
     model = tiny_model(**form)
     changed = ids.clone()

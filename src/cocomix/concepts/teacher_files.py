@@ -10,6 +10,7 @@ from cocomix.data.gguf import find_gguf, quantisation
 from cocomix.data.hub import hub_error
 from cocomix.errors import UserError
 from cocomix.files import read_json, sha256_file, sha256_json
+from cocomix.places import model_place
 
 DOWNLOADED = ["*.safetensors", "*.json", "*.model", "*.txt"]
 PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -59,19 +60,9 @@ def find_teacher(name: str) -> TeacherFiles:
 
     Raises :class:`UserError` when there is no such thing, or it holds no weights that are loaded here.
     """
-    path = Path(name).expanduser()
-    if (path / "recipe.yaml").is_file():
-        if not (path / "export" / "config.json").is_file():
-            raise UserError(
-                f"teacher={name}: this run is not finished, it has no export: let it finish, or 'cocomix export {name}'"
-            )
-        path = path / "export"
-    elif path.is_file() and path.suffix == GGUF:
+    path = model_place(name, f"teacher={name}") or _downloaded(name)
+    if path.is_file():
         return TeacherFiles(path.parent, find_gguf(path, f"teacher={name}"))
-    elif not path.is_dir():
-        if path.is_absolute() or path.suffix == GGUF or name.startswith((".", "~")) or name.count("/") > 1:
-            raise UserError(f"teacher={name}: there is no such folder; give a model's folder or hub id")
-        path = _downloaded(name)
     files = TeacherFiles(path, None if any(path.glob("*.safetensors")) else find_gguf(path, f"teacher={name}"))
     if files.weights:
         return files

@@ -17,6 +17,7 @@ from cocomix.data.gguf import find_gguf, quantisation
 from cocomix.data.hub import hub_error
 from cocomix.errors import UserError, explained
 from cocomix.files import TEMPORARY_SUFFIX, sha256_json, sync_folder
+from cocomix.places import can_only_be_a_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,9 +80,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         inner = folder / "tokenizer"
         folder = inner if inner.is_dir() and not (folder / "tokenizer.json").exists() else folder
     here = folder.is_dir() or (folder.is_file() and folder.suffix == GGUF)
-    if not here and (
-        folder.suffix == GGUF or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    ):
+    if not here and can_only_be_a_path(name):
         raise UserError(f"tokenizer={name}: there is no such folder; give a tokenizer's folder or hub id")
     tokenizer = _from_path(folder, name) if here else _from_hub(name)
     _backend(tokenizer)

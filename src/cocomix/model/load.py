@@ -12,23 +12,20 @@ from cocomix.errors import UserError
 
 # Registers CoCoMixForCausalLM with the Auto classes.
 from cocomix.model.modeling import CoCoMixForCausalLM
+from cocomix.places import model_place
 
 
 def model_folder(where: str) -> str:
-    """``where`` itself, or the export of the run folder that it names.
+    """The folder of a model, the export of a run's folder, or a hub id.
 
-    Raises :class:`UserError` for a run that has no export yet.
+    Raises :class:`UserError` for a run that has no export yet, and a path that holds no model.
     """
-    folder = Path(where)
-    if (folder / "recipe.yaml").is_file():
-        if not (folder / "export" / "config.json").is_file():
-            raise UserError(
-                f"model={where}: this run is not finished, it has no export: let it finish, or 'cocomix export {where}'"
-            )
-        return str(folder / "export")
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    folder = model_place(where, f"model={where}")
+    if folder is None:
+        return where
+    if not (folder / "config.json").is_file():
         raise UserError(f"model={where} is neither a run nor a model: it holds no recipe.yaml and no config.json")
-    return where
+    return str(folder)
 
 
 def load_model(where: str, device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -125,7 +125,10 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         network starts near the backbone's own function.
         """
         plain: Any = AutoModelForCausalLM.from_pretrained(name, **(load or {}))
-        model: Any = cls(CoCoMixConfig(text_config=plain.config.get_text_config(), **mixer)).to(plain.dtype)
+        text = plain.config.get_text_config()
+        # A GGUF file's weights are plain numbers from here on; a saved model that said otherwise would not load.
+        vars(text).pop("quantization_config", None)
+        model: Any = cls(CoCoMixConfig(text_config=text, **mixer)).to(plain.dtype)
         model.backbone.load_state_dict(getattr(plain, plain.base_model_prefix).state_dict())
         model.lm_head.load_state_dict(plain.get_output_embeddings().state_dict())
         model.tie_weights()

@@ -50,6 +50,21 @@ TINY_BACKBONES: dict[str, dict[str, Any]] = {
 blocks without positions, rotation of a part."""
 
 
+TINY_MIXERS: list[dict[str, Any]] = [
+    {"mixer": "none"},
+    {"mixer": "concept", "mixing": "insert"},
+    {"mixer": "concept", "mixing": "memory"},
+    {"mixer": "concept", "mixing": "add"},
+    {"mixer": "pause", "mixing": "insert"},
+    {"mixer": "concept", "mixing": "insert", "slot_base": "copy"},
+    {"mixer": "concept", "mixing": "insert", "slot_positions": "sequential"},
+    {"mixer": "concept", "mixing": "none"},
+    {"mixer": "pause", "mixing": "memory"},
+    {"mixer": "pause", "mixing": "add"},
+]
+"""Every mixer and mixing; the first five do for a family that adds nothing to GPT-2 and Llama but its blocks."""
+
+
 def tiny_config(
     family: str = "gpt2", vocab_size: int = 101, backbone: dict[str, Any] | None = None, **mixer: Any
 ) -> CoCoMixConfig:

@@ -18,6 +18,7 @@ from cocomix.errors import UserError
 from cocomix.files import read_json, write_json
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.modeling import CoCoMixForCausalLM
+from cocomix.places import model_place
 
 OPTION = "model.from_backbone"
 KEPT = "backbone.json"
@@ -78,34 +79,22 @@ def start_from_backbone(name: str, config: CoCoMixConfig) -> CoCoMixForCausalLM:
     how: dict[str, Any] = {"gguf_file": source.gguf.name} if source.gguf else {"use_safetensors": True}
     how |= {"dtype": torch.float32, **{key: 0.0 for key in DROPOUTS if hasattr(config.text_config, key)}}
     try:
-        model = CoCoMixForCausalLM.from_backbone(source.where, how, **{key: getattr(config, key) for key in MIXER})
+        return CoCoMixForCausalLM.from_backbone(source.where, how, **{key: getattr(config, key) for key in MIXER})
     except (OSError, SafetensorError) as error:
         raise _refusal(name, source, error) from error
-    # A GGUF file's weights are plain numbers from here on; an export that said otherwise would not load.
-    vars(model.config.text_config).pop("quantization_config", None)
-    return model
 
 
 def find_backbone(name: str) -> Source:
     """Where the model ``name`` is: a folder, a run's export, a GGUF file or a folder with one, or else a hub id."""
-    path = Path(name).expanduser()
-    if (path / "recipe.yaml").is_file():
-        path = path / "export"
-        if not (path / "config.json").is_file():
-            raise UserError(
-                f"{OPTION}={name}: this run is not finished, it has no export: let it finish, or "
-                f"'cocomix export {name}'"
-            )
+    path = model_place(name, f"{OPTION}={name}")
+    if path is None:
+        return Source(name, None)
     if (path / "config.json").is_file():
         return Source(str(path), None)
-    if path.exists():
-        gguf = find_gguf(path, f"{OPTION}={name}")
-        if gguf is None:
-            raise UserError(f"{OPTION}={name} is no model: it holds no config.json and no *{GGUF}")
-        return Source(str(gguf.parent), gguf)
-    if path.is_absolute() or path.suffix == GGUF or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UserError(f"{OPTION}={name}: there is no such folder; give a model's folder or hub id")
-    return Source(name, None)
+    gguf = find_gguf(path, f"{OPTION}={name}")
+    if gguf is None:
+        raise UserError(f"{OPTION}={name} is no model: it holds no config.json and no *{GGUF}")
+    return Source(str(gguf.parent), gguf)
 
 
 def _refusal(name: str, source: Source, error: Exception) -> UserError:
