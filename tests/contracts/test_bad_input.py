@@ -106,7 +106,7 @@ def test_documents_of_one_token_are_prepared_read_and_evaluated(place, works):
         (["inspect", "The " * 50, "model=run"], "tokens, the model reads 32: shorten it"),
         # what is named is not there, or something else
         (["eval", "nowhere"], "nowhere is no run that names its dataset: give a run folder, or data=FOLDER as well"),
-        (["eval", "./nowhere", "data=data"], "model=./nowhere: there is no such folder; give a model's folder or hub id"),
+        (["eval", "./nowhere", "data=data"], "model=./nowhere: there is no such folder; give a model's folder"),
         (["inspect", "The", "model=teacher"], "model=teacher predicts no concepts: give a run with model.mixer"),
         ([*LABELS, "data=data", "sae=nowhere"], "sae=nowhere is no folder: train one with 'cocomix sae train'"),
         ([*LABELS, "data=nowhere"], "data=nowhere is no dataset: it holds no dataset.json; make one with"),
