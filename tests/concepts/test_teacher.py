@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from cocomix.concepts.nll import mean_nll, mean_nll_and_gradient
 from cocomix.concepts.teacher import Teacher, load_teacher, pick_dtype
@@ -35,6 +35,21 @@ def _answer(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def folder(request: pytest.FixtureRequest, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_teacher(tmp_path_factory.mktemp(request.param), dataset, request.param)
+
+
+def test_attention_that_would_leave_out_a_cap_on_scores_is_exchanged() -> None:
+    """transformers 5.17 chooses SDPA for Gemma 2, which leaves out its cap in silence."""
+    config = AutoConfig.for_model(
+        "gemma2", hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, vocab_size=20, initializer_range=1.0, attn_logit_softcapping=1.0,
+    )  # fmt: skip
+    tokens = torch.arange(8)[None]
+    losses = []
+    for attention in ("eager", None):  # None: what transformers chooses
+        torch.manual_seed(0)
+        teacher = Teacher(AutoModelForCausalLM.from_config(config, attn_implementation=attention), 0)
+        losses.append(teacher.cross_entropy(tokens, tokens.roll(-1)))
+    torch.testing.assert_close(losses[1], losses[0])
 
 
 def _load(folder: Path, dataset: Dataset, block: int = 1) -> Teacher:

@@ -58,6 +58,9 @@ class Teacher:
         self.quantisation = quantisation
         """Share of the parameters in each type of the GGUF file they came from; None: not quantised."""
         self.config: Any = self.model.config.get_text_config()
+        if getattr(self.config, "attn_logit_softcapping", None) and self.config._attn_implementation == "sdpa":
+            # SDPA knows no cap on scores: transformers 5.17 chooses it for Gemma 2 and leaves the cap out in silence.
+            self.model.set_attn_implementation("eager")
         self.block = block
         self.blocks = find_blocks(self.model)
         if not 0 <= block < len(self.blocks):
