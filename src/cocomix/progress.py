@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -20,9 +21,15 @@ from rich.progress import (
 SECONDS_BETWEEN_LINES = 10.0
 
 
+def is_first_rank() -> bool:
+    """Whether this process tells the user what happens: of many that torchrun started, rank 0."""
+    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
 def say(text: str) -> None:
-    """One line for the user on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """One line for the user on stderr, from rank 0."""
+    if is_first_rank():
+        print(text, file=sys.stderr, flush=True)
 
 
 class Bar:
@@ -33,7 +40,7 @@ class Bar:
         self._first, self._start = done, time.monotonic()
         self._last_line = self._start
         self._rich: Progress | None = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and is_first_rank():
             self._rich = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -10,6 +10,10 @@ EXIT_STOPPED = 75
 """Exit code of work that stopped on request and can go on (EX_TEMPFAIL: "try again")."""
 
 
+EXIT_LOST = 69
+"""Exit code of a rank that lost another one (EX_UNAVAILABLE); the same command goes on from the last checkpoint."""
+
+
 class Stopped(Exception):
     """Work stopped on request after saving; the same command goes on from there."""
 

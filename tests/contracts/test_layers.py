@@ -19,18 +19,31 @@ GROUND = {"errors", "config", "files", "progress", "stopping", "stages", "places
 
 MAY_IMPORT: dict[str, set[str]] = {
     # room: the rooms that it may import, besides itself and the ground floor
-    "data": set(),
+    "dist": set(),
+    "data": {"dist"},
     "model": set(),
     "compare": set(),
-    "concepts": {"data"},
+    "concepts": {"data", "dist"},
     "losses": {"data", "model"},
-    "evaluate": {"data", "model"},
+    "evaluate": {"data", "dist", "model"},
     "report": {"compare"},
     "steer": {"model", "concepts"},
-    "train": {"data", "model", "concepts", "losses", "evaluate"},
-    "quickstart": {"data", "model", "concepts", "losses", "evaluate", "train", "compare", "report", "steer"},
-    "cli": {"data", "model", "concepts", "losses", "evaluate", "train", "compare", "report", "steer", "quickstart"},
-    "testing": {"data", "model", "concepts", "losses", "evaluate", "train", "compare", "report", "steer"},
+    "train": {"data", "dist", "model", "concepts", "losses", "evaluate"},
+    "quickstart": {"data", "dist", "model", "concepts", "losses", "evaluate", "train", "compare", "report", "steer"},
+    "cli": {
+        "data",
+        "dist",
+        "model",
+        "concepts",
+        "losses",
+        "evaluate",
+        "train",
+        "compare",
+        "report",
+        "steer",
+        "quickstart",
+    },
+    "testing": {"data", "dist", "model", "concepts", "losses", "evaluate", "train", "compare", "report", "steer"},
 }
 
 

@@ -10,23 +10,34 @@ INTERRUPTED = 130
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs a command line and returns its exit code: 0 done, 2 a user's mistake, 75 stopped and resumable."""
+    """Runs a command line and returns its exit code: 0 done, 2 a user's mistake, 75 stopped and resumable, 69 another
+    rank was lost. Of many ranks that meet the same error, rank 0 tells it."""
     from cocomix.cli.app import UsageError, app, told
+    from cocomix.dist.world import RankLost
     from cocomix.errors import UserError, explained
-    from cocomix.stopping import EXIT_STOPPED, Stopped
+    from cocomix.progress import is_first_rank
+    from cocomix.stopping import EXIT_LOST, EXIT_STOPPED, Stopped
+
+    def tell(text: str, everywhere: bool = False) -> None:
+        if everywhere or is_first_rank():
+            print(text, file=sys.stderr, flush=True)
 
     try:
         with explained("the output"):
             code = app(args=None if words is None else list(words), prog_name="cocomix", standalone_mode=False)
     except UsageError as error:
-        print(told(error), file=sys.stderr)
+        tell(told(error))
         return 2
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        rank = getattr(error, "rank", 0)  # one that was met by this rank alone, see dist/world.py
+        tell(f"error: rank {rank}: {error}" if rank else f"error: {error}", everywhere=rank > 0)
         return 2
     except Stopped as stopped:
-        print(f"stopped: {stopped}", file=sys.stderr)
+        tell(f"stopped: {stopped}")
         return EXIT_STOPPED
+    except RankLost as lost:
+        tell(f"error: {lost}; the same command goes on from the last checkpoint", True)
+        return EXIT_LOST
     if code == INTERRUPTED:
-        print("interrupted: finished steps are kept, run the same command to go on", file=sys.stderr)
+        tell("interrupted: finished steps are kept, run the same command to go on")
     return code if isinstance(code, int) else 0
