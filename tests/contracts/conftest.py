@@ -71,7 +71,7 @@ def quickstart(call: Call, tmp_path_factory: pytest.TempPathFactory) -> Quicksta
 
 BACKBONE = "model.backbone={model_type: gpt2, n_embd: 32, n_layer: 4, n_head: 4}"
 TRAIN = ["train", "tiny/cocomix", BACKBONE, "model.concept_k=8", "data.path=data", "data.labels=concepts", "steps=4",
-         "batch_windows=4", "checkpoints=2", "evaluations=1", "eval_documents=2"]  # fmt: skip
+         "batch_windows=4", "checkpoint.number=2", "evaluations=1", "eval_documents=2"]  # fmt: skip
 """A run of a second, but for ``run=``."""
 
 

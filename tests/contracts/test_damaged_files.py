@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 RUN = ["train", "tiny/cocomix", "model.backbone={model_type: gpt2, n_embd: 32, n_layer: 4, n_head: 4}",
-       "model.concept_k=8", "data.path=data", "data.labels=concepts", "steps=4", "batch_windows=4", "checkpoints=2",
+       "model.concept_k=8", "data.path=data", "data.labels=concepts", "steps=4", "batch_windows=4", "checkpoint.number=2",
        "evaluations=1", "eval_documents=2"]  # fmt: skip
 EXTRACT = ["concepts", "extract", "data=data", "sae=sae"]
 
@@ -54,18 +54,23 @@ def test_label_shard(how, place, refused, works):
 
 
 @damages
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "counters.json"])
+@pytest.mark.parametrize("file", ["shard-00001-model-00001-of-00001.safetensors", "counters.json"])
 def test_checkpoint(file, how, place, refused, works):
-    last = Path("run/checkpoints/step-00000004")
-    damage(last / file, how).unlink()
-    for words in ([*RUN, "run=run", "steps=6"], ["export", "run", "new"]):
-        told = refused(*words)
-        assert f"{last}/{file} is" in told
-        assert f"remove {last} to go on from the one before" in told
-    assert not Path("new").exists()
-    shutil.rmtree(last)
-    assert "resuming at step 2 of 6" in works(*RUN, "run=run", "steps=6")
-    works("export", "run", "new")
+    before, last = Path("run/checkpoints/step-00000002"), Path("run/checkpoints/step-00000004")
+    damage(last / file, how)
+    for words in (["export", "run", "new"], [*RUN, "run=run", "steps=6"]):
+        told = works(*words)
+        assert f"{last}/{file} is {how}" in told
+        assert "the checkpoint step-00000002 before it is taken" in told
+    assert "resuming at step 2 of 6" in told
+    assert Path(f"{last}.damaged/complete.json").is_file()
+    before, last = Path("run/checkpoints/step-00000003"), Path("run/checkpoints/step-00000006")
+    for folder in (before, last):
+        damage(folder / file, how)
+    told = refused(*RUN, "run=run", "steps=8")
+    assert f"{last}/{file} is {how}" in told
+    assert "no other checkpoint of run is whole" in told
+    assert (before / "complete.json").is_file()
 
 
 def test_checkpoint_without_its_marker_does_not_count(place, works):

@@ -13,7 +13,7 @@ from cocomix.errors import UserError, explained
 from cocomix.train.metrics import read_lines
 
 RUN = ["train", "tiny/cocomix", "model.backbone={model_type: gpt2, n_embd: 32, n_layer: 4, n_head: 4}",
-       "model.concept_k=8", "data.path=data", "data.labels=concepts", "steps=4", "batch_windows=4", "checkpoints=2",
+       "model.concept_k=8", "data.path=data", "data.labels=concepts", "steps=4", "batch_windows=4", "checkpoint.number=2",
        "evaluations=1", "eval_documents=2"]  # fmt: skip
 SAE = ["sae", "train", "teacher=teacher", "data=data", "block=1", "tokens=2048", "latents=256", "buffer_tokens=1024"]
 TOLD = "no space left on the disk while writing "
@@ -77,7 +77,7 @@ class TestSmallDisk:
         small.grow()
         told = works(*RUN, "run=disk/run")
         assert (f"resuming at step {saved}" in told) == bool(saved)
-        clock = ("seconds", "tokens_per_second", "mfu")
+        clock = ("seconds", "tokens_per_second", "mfu", "waited")
         there, straight = (
             [{k: v for k, v in line.items() if k not in clock} for line in read_lines(Path(run) / "metrics.jsonl")]
             for run in ("disk/run", "run")

@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALLER = {
     # verb: words that go behind the README's own
     "data prepare": ["vocab_size=384", "window=128"],
-    "train": ["tokens=2048", "batch_windows=4", "evaluations=1", "eval_documents=1", "checkpoints=1"],
+    "train": ["tokens=2048", "batch_windows=4", "evaluations=1", "eval_documents=1", "checkpoint.number=1"],
     "sae train": ["tokens=2048", "buffer_tokens=4096"],
     "concepts extract": ["force=true"],  # an autoencoder that has seen two thousand tokens explains little
 }

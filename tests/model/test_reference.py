@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cocomix.data.batches import Batch
+from cocomix.dist.parallel import Spread
 from cocomix.losses.terms import loss_terms
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.modeling import IGNORED, CoCoMixForCausalLM
 from cocomix.model.reference import our_tensor
-from cocomix.train.build import build_optimizer
+from cocomix.train.build import build_optimizers
 from cocomix.train.settings import OptimizerSettings
 from cocomix.train.step import train_step
 
@@ -75,12 +76,12 @@ def test_logits_losses_and_gradients_equal_the_reference():
 
 def test_twenty_steps_of_the_loop_equal_the_reference_trace():
     model, tensors = reference("cocomix_gpt2_trace.safetensors", "init.")
-    optimizer = build_optimizer(model, OptimizerSettings(lr=3e-3, decay="all"))
+    optimizers = build_optimizers(model, OptimizerSettings(lr=3e-3, decay="all"))
     terms = loss_terms({"ntp": 1.0, "concept": 0.1})
     for step in range(20):
         ids = tensors["input_ids"][step]
         batch = Batch(np.arange(4), ids, shifted(ids), {"concept_ids": tensors["concept_labels"][step]})
-        result = train_step(model, terms, [batch], optimizer, clip=1.0)
+        result = train_step(Spread(model, model, 1), terms, [batch], optimizers, clip=1.0)
         assert result.losses["ntp"] == pytest.approx(tensors["loss_ntp"][step].item(), abs=1e-4)
         assert result.losses["concept"] == pytest.approx(tensors["loss_concept"][step].item(), abs=1e-4)
         assert result.grad_norm == pytest.approx(tensors["grad_norm"][step].item(), rel=1e-3)

@@ -42,7 +42,7 @@ def settings(dataset: Dataset, run: Path, backbone: Path, *words: str) -> TrainS
     return load_settings(
         TrainSettings,
         [f"data.path={dataset.folder}", f"run={run}", f"model.from_backbone={backbone}", "steps=4", "batch_windows=4",
-         "checkpoints=2", "evaluations=1", "eval_documents=1", "optimizer.lr=1e-3", *words],
+         "checkpoint.number=2", "evaluations=1", "eval_documents=1", "optimizer.lr=1e-3", *words],
     )  # fmt: skip
 
 

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from cocomix.config import load_settings
 from cocomix.data.batches import sample_batch
+from cocomix.dist.parallel import Spread
 from cocomix.errors import UserError
 from cocomix.losses.terms import loss_terms
 from cocomix.stopping import Stopped
 from cocomix.testing.models import tiny_model
-from cocomix.train.build import build_optimizer, learning_rate
-from cocomix.train.checkpoint import checkpoint_folders
+from cocomix.train.build import build_optimizers, learning_rate
+from cocomix.train.checkpoint import Checkpoints, checkpoint_folders, read_tensors
 from cocomix.train.metrics import read_lines
 from cocomix.train.run import Run, train
 from cocomix.train.settings import OptimizerSettings, ScheduleSettings, TrainSettings
@@ -34,19 +34,20 @@ BACKBONE = "model.backbone={model_type: gpt2, n_embd: 32, n_layer: 4, n_head: 4}
 def settings(dataset, run: Path, *words: str) -> TrainSettings:
     return load_settings(
         TrainSettings,
-        [f"data.path={dataset.folder}", f"run={run}", BACKBONE, "steps=10", "batch_windows=4", "checkpoints=1",
+        [f"data.path={dataset.folder}", f"run={run}", BACKBONE, "steps=10", "batch_windows=4", "checkpoint.number=1",
          "evaluations=2", "eval_documents=2", "optimizer.lr=3e-3", "schedule.warmup=0.1", *words],
     )  # fmt: skip
 
 
 def comparable(run: Path) -> list[dict]:
     """Metrics without what a clock measured."""
-    clock = ("seconds", "tokens_per_second", "mfu")
+    clock = ("seconds", "tokens_per_second", "mfu", "waited")
     return [{k: v for k, v in line.items() if k not in clock} for line in read_lines(run / "metrics.jsonl")]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint_folders(run)[-1] / "model.safetensors")
+    """Weights and optimizer state of the last checkpoint."""
+    return read_tensors(checkpoint_folders(run)[-1])
 
 
 class Interrupted(Exception):
@@ -55,23 +56,22 @@ class Interrupted(Exception):
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """A process that dies right behind the checkpoint of ``step``."""
-    import cocomix.train.run as module
+    real = Checkpoints.finish
 
-    real = module.save_checkpoint
-
-    def save_and_die(run, model, optimizer, counters, keep):
-        real(run, model, optimizer, counters, keep)
-        if counters.step == step:
+    def finish_and_die(self):
+        folder = real(self)
+        if folder is not None and folder.name == f"step-{step:08d}":
             raise Interrupted
+        return folder
 
-    monkeypatch.setattr(module, "save_checkpoint", save_and_die)
+    monkeypatch.setattr(Checkpoints, "finish", finish_and_die)
 
 
 # The dataset's train split has about 900 windows of 32: with 256 windows a step, step 4 begins the second epoch.
 @pytest.mark.parametrize(("dies_at", "batch"), [(4, 4), (7, 256)], ids=["within-an-epoch", "behind-its-end"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_resumed_run_equals_straight_run(dataset, tmp_path, monkeypatch, dies_at, batch, dropout):
-    words = [f"batch_windows={batch}", f"model.backbone.resid_pdrop={dropout}", "checkpoints=10", "threads=2"]
+    words = [f"batch_windows={batch}", f"model.backbone.resid_pdrop={dropout}", "checkpoint.number=10", "threads=2"]
     if batch == 256:
         assert dies_at * batch > dataset.split("train").count(dataset.window) > batch
     straight, broken = tmp_path / "straight", tmp_path / "broken"
@@ -95,8 +95,8 @@ def test_micro_batches_do_not_change_what_a_step_does(dataset):
     for parts in (1, 4):
         model = tiny_model(mixer="none", backbone={"vocab_size": dataset.vocab_size}).train()
         batch = sample_batch(dataset.split("train"), dataset.window, 0, 0, 8, {})
-        optimizer = build_optimizer(model, OptimizerSettings(lr=1e-3))
-        result = train_step(model, loss_terms({"ntp": 1.0}), batch.split(parts), optimizer, clip=1.0)
+        optimizers = build_optimizers(model, OptimizerSettings(lr=1e-3))
+        result = train_step(Spread(model, model, 1), loss_terms({"ntp": 1.0}), batch.split(parts), optimizers, 1.0)
         results.append((result, [p.detach().clone() for p in model.parameters()]))
     (one, weights_one), (four, weights_four) = results
     assert one.losses["ntp"] == pytest.approx(four.losses["ntp"], abs=1e-6)
@@ -142,7 +142,14 @@ def test_evaluation_does_not_touch_training(dataset, tmp_path):
 
 def test_a_stop_signal_saves_and_the_same_command_goes_on(dataset, tmp_path):
     run = tmp_path / "run"
-    words = [f"data.path={dataset.folder}", f"run={run}", BACKBONE, "steps=100000", "batch_windows=4", "checkpoints=1"]
+    words = [
+        f"data.path={dataset.folder}",
+        f"run={run}",
+        BACKBONE,
+        "steps=100000",
+        "batch_windows=4",
+        "checkpoint.number=1",
+    ]
     command = [sys.executable, "-m", "cocomix", "train", *words]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     for _ in range(600):
@@ -183,16 +190,35 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(content)
 
 
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
+
+
 @pytest.mark.parametrize("how", ["missing", "truncated", "altered"])
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "counters.json"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_kept(dataset, tmp_path, file, how):
-    run = tmp_path / "run"
-    train(settings(dataset, run, "checkpoints=2"))
+@pytest.mark.parametrize("file", [SHARD, "counters.json"])
+def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_is_taken(dataset, tmp_path, capsys, file, how):
+    run, constant = tmp_path / "run", ["schedule.kind=constant"]
+    train(settings(dataset, run, "checkpoint.number=2", *constant))
     before, last = checkpoint_folders(run)
     damage(last / file, how)
-    with pytest.raises(UserError, match=rf"{last.name}/{file} is .*remove .*{last.name} to go on from the one before"):
-        train(settings(dataset, run, "checkpoints=2", "steps=12"))
-    assert (before / "model.safetensors").is_file()
+    train(settings(dataset, run, "checkpoint.number=2", "steps=12", *constant))
+    told = capsys.readouterr().err
+    assert f"checkpoint file {last / file} " in told
+    assert f"the checkpoint {before.name} before it is taken" in told
+    assert "resuming at step 5 of 12" in told
+    assert (last.with_name(last.name + ".damaged") / "complete.json").is_file()
+    straight = tmp_path / "straight"
+    train(settings(dataset, straight, "steps=12", *constant))
+    assert comparable(run)[5:] == comparable(straight)[5:]
+
+
+def test_when_no_checkpoint_is_whole_nothing_begins_anew(dataset, tmp_path):
+    run = tmp_path / "run"
+    train(settings(dataset, run))
+    (last,) = checkpoint_folders(run)
+    damage(last / SHARD, "altered")
+    with pytest.raises(UserError, match=rf"{SHARD} was altered.*no other checkpoint of .* is whole: restore it"):
+        train(settings(dataset, run, "steps=12"))
+    assert checkpoint_folders(run) == [last]
 
 
 def test_a_half_written_checkpoint_does_not_count(dataset, tmp_path, monkeypatch):
@@ -200,12 +226,12 @@ def test_a_half_written_checkpoint_does_not_count(dataset, tmp_path, monkeypatch
     train(settings(dataset, run, "steps=2"))
     import cocomix.train.checkpoint as module
 
-    def full_disk(tensors, path):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device", str(path))
+    def full_disk(tensors, storage_writer, process_group):
+        (Path(storage_writer.path) / SHARD).write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(storage_writer.path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "save_file", full_disk)
+        patch.setattr(module.dcp, "save", full_disk)
         with pytest.raises(UserError, match="no space left on the disk while writing"):
             train(settings(dataset, run, "steps=4"))
     assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["step-00000002"]
@@ -218,8 +244,9 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(dataset, tmp_p
         run.model.backbone.wte.weight[5:] = float("nan")
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     batch = sample_batch(run.split, run.window, 0, 0, 2, {})
-    with pytest.raises(NonFinite, match=rf"loss ntp is nan on windows {batch.window_ids[0]}, {batch.window_ids[1]}"):
-        train_step(run.model, run.terms, [batch], run.optimizer, 1.0)
+    with pytest.raises(NonFinite, match="loss ntp is nan") as caught:
+        train_step(run.spread, run.terms, [batch], run.optimizers, 1.0)
+    assert caught.value.rank == 0
     for name, tensor in run.model.state_dict().items():
         assert torch.equal(tensor.nan_to_num(), before[name].nan_to_num())
 

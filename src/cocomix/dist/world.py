@@ -1,7 +1,7 @@
 """The ranks that torchrun started, and what they tell each other; alone, a process is a world of one.
 
-What ranks exchange here is small and goes over gloo, beside the tensors of a model. A user's mistake that one rank meets
-is raised by all; a rank that dies or hangs ends the others with a reason (:class:`RankLost`).
+What ranks exchange here is small and goes over gloo, beside the tensors of a model. A user's mistake that one rank
+meets is raised by all; a rank that dies or hangs ends the others with a reason (:class:`RankLost`).
 """
 
 from __future__ import annotations
@@ -173,6 +173,9 @@ def shared(error: UserError) -> UserError:
 
 
 _current: World | None = None
+_groups: list[Any] = []
+"""Process groups that were used. One whose last owner is a DDP module may never end: PyTorch 2.13 joins the group's
+thread there with the interpreter's lock held, and the thread may be waiting for that lock."""
 
 
 def current() -> World:
@@ -213,6 +216,7 @@ def joined(timeout: float = 600.0) -> Iterator[World]:
         with world.watching():
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     _current = world
+    _groups.append(dist.group.WORLD)
     try:
         yield world
         if mine:  # only after good work: a rank that leaves with an error must not wait for the others

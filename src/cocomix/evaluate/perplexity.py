@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cocomix.data.dataset import Split
+from cocomix.dist.world import World
 from cocomix.model.modeling import IGNORED, CoCoMixForCausalLM
 
 
@@ -47,10 +48,12 @@ def evaluate_documents(
     limit: int | None = None,
     batch_windows: int = 16,
     advance: Callable[[int], None] = lambda tokens: None,
+    world: World | None = None,
 ) -> Perplexity:
     """Perplexity of ``model`` on the first ``limit`` (or all) documents of a split.
 
     Every token of a document, its first and its end included, is predicted once: the first from an end-of-text id.
+    The ranks of ``world`` share the batches; all get the whole result, the same for any number of ranks.
     The mode of the model is restored afterwards; no random number is drawn. ``advance`` hears of tokens done.
     """
     pieces, digest, documents = [], hashlib.sha256(str(context).encode()), 0
@@ -63,18 +66,25 @@ def evaluate_documents(
     # Pieces of like length share a batch: less padding. The sum does not depend on who shares a batch with whom.
     pieces.sort(key=len, reverse=True)
     device = next(model.parameters()).device
-    was_training, nats, tokens = model.training, 0.0, 0
+    batches = [pieces[first : first + batch_windows] for first in range(0, len(pieces), batch_windows)]
+    world = world or World()
+    was_training, tokens = model.training, sum(len(piece) - 1 for piece in pieces)
+    by_batch = [0.0] * len(batches)
     model.eval()
     try:
         with torch.no_grad():
-            for first in range(0, len(pieces), batch_windows):
-                inputs, targets = _padded(pieces[first : first + batch_windows], split.eos_id)
-                nats += float(_nll(model, inputs.to(device), targets.to(device)))
-                done = int((targets != IGNORED).sum())
-                tokens += done
-                advance(done)
+            for first in range(0, len(batches), world.size):
+                # A model whose weights are shared out is called by all ranks or by none: one without a batch of its
+                # own repeats the last one, and that does not count.
+                own = first + world.rank
+                inputs, targets = _padded(batches[min(own, len(batches) - 1)], split.eos_id)
+                nll = float(_nll(model, inputs.to(device), targets.to(device)))
+                if own < len(batches):
+                    by_batch[own] = nll
+                advance(int((targets != IGNORED).sum()))
     finally:
         model.train(was_training)
+    nats = sum(sum(column) for column in zip(*world.table(by_batch), strict=True))
     loss = nats / max(tokens, 1)
     text_bytes = split.text_bytes if limit is None else None
     return Perplexity(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from cocomix.data.batches import Batch
@@ -14,6 +16,7 @@ class ConceptLoss:
 
     name = "concept"
     columns: tuple[str, ...] = ("concept_ids",)
+    arguments: Mapping[str, bool] = {}
 
     def count(self, batch: Batch) -> int:
         return int((batch.columns["concept_ids"] != NO_LABEL).sum())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from cocomix.data.batches import Batch
@@ -13,6 +15,7 @@ class NextTokenLoss:
 
     name = "ntp"
     columns: tuple[str, ...] = ()
+    arguments: Mapping[str, bool] = {}
 
     def count(self, batch: Batch) -> int:
         return int((batch.targets != IGNORED).sum())

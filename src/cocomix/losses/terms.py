@@ -15,6 +15,7 @@ from cocomix.data.batches import Batch
 from cocomix.errors import UserError, near_name
 from cocomix.losses.concept import ConceptLoss
 from cocomix.losses.ntp import NextTokenLoss
+from cocomix.losses.z import ZLoss
 from cocomix.model.modeling import CoCoMixOutput
 
 
@@ -25,6 +26,8 @@ class Term(Protocol):
     name: str
     columns: tuple[str, ...]
     """Columns of the batch that the model or the term reads."""
+    arguments: Mapping[str, bool]
+    """What the model is asked for besides: further arguments of its forward pass."""
 
     def count(self, batch: Batch) -> int:
         """Over how many items of the batch the loss is a mean."""
@@ -33,7 +36,7 @@ class Term(Protocol):
         """The sum over those items, in nats, with its graph."""
 
 
-TERMS: dict[str, type[Term]] = {"ntp": NextTokenLoss, "concept": ConceptLoss}
+TERMS: dict[str, type[Term]] = {"ntp": NextTokenLoss, "concept": ConceptLoss, "z": ZLoss}
 """Losses by the name that a recipe gives them."""
 
 

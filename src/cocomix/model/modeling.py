@@ -6,7 +6,9 @@ Parallelism, compilation and steering are put on from outside; this file reads f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -50,6 +52,8 @@ class CoCoMixOutput(ModelOutput):
     """Next-token logits [B, T, V] (or the last ``logits_to_keep`` positions)."""
     nll: Tensor | None = None
     """Sum of NLLs in nats over ``targets`` that are not ignored."""
+    z_sum: Tensor | None = None
+    """Sum of (log Σ exp of the next-token logits)² over ``targets`` that are not ignored."""
     concept_nll: Tensor | None = None
     """Sum of concept NLLs in nats over ``concept_ids`` with a meaning."""
     concept_logits: Tensor | None = None
@@ -167,13 +171,15 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         past_key_values: Any = None,
+        z_sum: bool = False,
         **unused: Any,
     ) -> CoCoMixOutput:
         """Next-token logits, or the losses' sums.
 
         ``targets`` (already shifted, −100 ignored) and ``concept_ids`` (−1: no label) ask for ``nll`` and
-        ``concept_nll``; no logits are returned then. ``labels`` is transformers' convention: equal to ``input_ids``,
-        shifted inside, ``loss`` is the mean. ``attention_mask`` [B, past + T] marks real tokens.
+        ``concept_nll``, ``z_sum`` for that of the targets; no logits are returned then. ``labels`` is transformers'
+        convention: equal to ``input_ids``, shifted inside, ``loss`` is the mean. ``attention_mask`` [B, past + T] marks
+        real tokens.
         """
         if input_ids is None:
             raise ValueError("input_ids are wanted (input embeddings are not supported)")
@@ -198,6 +204,9 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             output[CACHE_ARGUMENT] = cache
         if targets is not None:
             output["nll"] = self._nll(hidden, targets)
+            if z_sum:
+                square = self.lm_head(hidden).float().logsumexp(-1).square()
+                output["z_sum"] = (square * (targets != IGNORED)).sum()
             return output
         output["logits"] = self.lm_head(hidden[:, -logits_to_keep:])
         if labels is not None:
@@ -327,7 +336,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         for place in places:
             block, kind = self.blocks[place], self.kinds[place]
             arguments = lower.arguments[kind]
-            memory = MemoryKeys(self.adapter.keys_values(block, hidden, arguments), cache)
+            memory = MemoryKeys(partial(self.adapter.keys_values, block, hidden, arguments), cache)
             states = self.adapter.run_block(block, states, masks[kind], memory, arguments)
         return states
 
@@ -342,15 +351,17 @@ class Stream(NamedTuple):
 class MemoryKeys:
     """Stands where a block expects a cache: lays the memory's keys and values before the block's own, token by
     token, and hands both to the real cache if there is one (which then holds two entries a token, as with slots).
+    They are made when the block asks, so inside its forward pass: where its weights are sharded, they are here then.
     """
 
-    def __init__(self, memory: KeysValues, cache: Any) -> None:
+    def __init__(self, memory: Callable[[], KeysValues], cache: Any) -> None:
         self._memory = memory
         self._cache = cache
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> KeysValues:
-        keys = interleave(self._memory[0], keys, dim=2)
-        values = interleave(self._memory[1], values, dim=2)
+        memory_keys, memory_values = self._memory()
+        keys = interleave(memory_keys, keys, dim=2)
+        values = interleave(memory_values, values, dim=2)
         if self._cache is None:
             return keys, values
         return self._cache.update(keys, values, layer_idx, *args, **kwargs)

@@ -8,10 +8,15 @@ import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 
-PRELOAD = ["torch.distributed.tensor", "torch.nn.parallel", "transformers.models.gpt2.modeling_gpt2", "cocomix.train.run",
-           "cocomix.concepts.extract"]  # fmt: skip
+PRELOAD = [
+    "torch.distributed.tensor",
+    "transformers.models.gpt2.modeling_gpt2",
+    "cocomix.train.run",
+    "cocomix.concepts.extract",
+]
 """Imported once by the server that forks the ranks: each then starts in a fraction of a second."""
 PATIENCE = 120.0
 """Seconds after which ranks that hang are ended, so that a wrong test ends too."""
@@ -28,7 +33,7 @@ class Outcome(NamedTuple):
 
 
 def on_ranks(size: int, work: Callable[..., Any], *args: Any) -> list[Outcome]:
-    """Runs ``work(*args)`` (a function of a module, arguments that pickle) as ``size`` ranks; outcomes in their order."""
+    """Runs ``work(*args)`` (a function of a module, arguments that pickle) as ``size`` ranks: outcomes in order."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     with socket.socket() as free:
@@ -44,7 +49,7 @@ def on_ranks(size: int, work: Callable[..., Any], *args: Any) -> list[Outcome]:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
         }
-        process = context.Process(target=_rank, args=(there, environment, os.getcwd(), work, args))
+        process = context.Process(target=_rank, args=(there, environment, str(Path.cwd()), work, args))
         process.start()
         there.close()
         ends.append(here)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,25 +93,57 @@ def build_model(config: CoCoMixConfig, seed: int, backbone: str | None = None) -
         raise UserError(f"model: {' '.join(str(error).split())}") from error
 
 
-def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """Fused AdamW; with ``decay: matrices`` biases, norms and single vectors do not decay."""
-    decays = {True: [], False: []}  # type: dict[bool, list[nn.Parameter]]
+def build_optimizers(model: CoCoMixForCausalLM, settings: OptimizerSettings) -> list[torch.optim.Optimizer]:
+    """Fused AdamW for all, or Muon (torch's own) for the matrices of the blocks before it.
+
+    With ``decay: matrices`` biases, norms and single vectors do not decay. Each group keeps its peak learning rate as
+    ``peak``.
+    """
+    matrices = [p for p in model.blocks.parameters() if p.dim() == 2] if settings.kind == "muon" else []
+    taken = {id(p) for p in matrices}
+    decays: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for parameter in model.parameters():
-        decays[settings.decay == "all" or parameter.dim() >= 2].append(parameter)
+        if id(parameter) not in taken:
+            decays[settings.decay == "all" or parameter.dim() >= 2].append(parameter)
     groups = [
-        {"params": parameters, "weight_decay": settings.weight_decay if decay else 0.0}
+        {"params": parameters, "weight_decay": settings.weight_decay if decay else 0.0, "peak": settings.lr}
         for decay, parameters in decays.items()
         if parameters
     ]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+    adamw = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+    if not matrices:
+        return [adamw]
+    group = {"params": matrices, "peak": settings.muon_lr}
+    muon = torch.optim.Muon(
+        [group],
+        lr=settings.muon_lr,
+        weight_decay=settings.weight_decay,
+        momentum=settings.momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [muon, adamw]
+
+
+def set_learning_rate(optimizers: Sequence[torch.optim.Optimizer], share: float) -> None:
+    """Sets every group to ``share`` of its peak."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = share * group["peak"]
 
 
 def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleSettings) -> float:
-    """Learning rate of step ``step`` (0-based) of ``steps``: linear warm-up, then cosine or constant."""
+    """Learning rate of step ``step`` (0-based) of ``steps``: linear warm-up, then cosine, constant, or constant and a
+    linear decay (WSD, arXiv 2404.06395)."""
     warmup = max(1, round(schedule.warmup * steps)) if schedule.warmup else 0
     if step < warmup:
         return peak * (step + 1) / warmup
-    if schedule.kind == "constant":
-        return peak
     progress = (step - warmup) / max(1, steps - warmup)
-    return peak * (schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * progress)))
+    match schedule.kind:
+        case "constant":
+            return peak
+        case "wsd":
+            decay = max(1, round(schedule.decay * steps))
+            left = min(1.0, max(0.0, (steps - step) / decay))
+            return peak * (schedule.final + (1 - schedule.final) * left)
+        case _:
+            return peak * (schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -1,12 +1,10 @@
-"""A run: folder, resume, the loop's counters, evaluation, export."""
+"""A run in its folder: built from settings, resumed from its last whole checkpoint, described, exported."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import platform
-import time
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +13,47 @@ import torch
 from cocomix import __version__
 from cocomix.concepts.labels import Labels
 from cocomix.config import dump_yaml, read_recipe, validated
-from cocomix.data.batches import ColumnSource, sample_batch
+from cocomix.data.batches import ColumnSource
 from cocomix.data.dataset import Dataset
+from cocomix.dist.parallel import put_over
+from cocomix.dist.world import World, current, joined
 from cocomix.errors import UserError
-from cocomix.evaluate.perplexity import evaluate_documents
 from cocomix.files import read_json, write_json, write_text
 from cocomix.losses.terms import loss_terms
 from cocomix.model.costs import count_flops, count_parameters
-from cocomix.progress import progress, say
-from cocomix.stopping import Stopped, StopRequest
-from cocomix.train.build import build_model, build_optimizer, learning_rate, model_config
+from cocomix.model.modeling import CoCoMixForCausalLM
+from cocomix.progress import say
+from cocomix.train.budget import Budget
+from cocomix.train.build import build_model, build_optimizers, model_config
 from cocomix.train.checkpoint import (
-    Counters,
+    ASIDE,
+    DAMAGED,
     checkpoint_folders,
+    last_whole,
     load_checkpoint,
-    save_checkpoint,
+    load_weights,
+    set_aside,
+    step_of,
+    unique_tensors,
 )
+from cocomix.train.counters import Counters
 from cocomix.train.export import export_model
-from cocomix.train.metrics import JsonLines, measured_peak, read_lines
+from cocomix.train.inputs import check_inputs
+from cocomix.train.loop import fit
+from cocomix.train.metrics import read_lines
 from cocomix.train.settings import FREE_ON_RESUME, TrainSettings
-from cocomix.train.step import train_step
+from cocomix.train.step import whole
 
 
 class Run:
-    """A training run in its folder: built from settings, resumed from the last whole checkpoint if there is one."""
+    """A training run, on this process or on all ranks of ``world``."""
 
-    def __init__(self, settings: TrainSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: TrainSettings, world: World | None = None) -> None:
+        self.settings, self.world = settings, world or current()
         self.folder = Path(settings.run)
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        self.device = _device(settings.device)
+        self.device = _device(settings.device, self.world)
         self.dataset = Dataset.open(settings.data.path)
         self.window = settings.data.window or self.dataset.window
         self.split = self.dataset.split("train")
@@ -55,13 +63,10 @@ class Run:
                 f"data={settings.data.path}: its {self.split.tokens} training tokens are fewer than a window of "
                 f"{self.window} and its target; give more text or a smaller data.window"
             )
+        self.share = _share(settings, self.world)
+        """Windows of a step that are this rank's."""
         self.terms = loss_terms(settings.losses)
-        self.labels = Labels.open(self.dataset, settings.data.labels) if settings.data.labels else None
-        if self.labels is not None and self.labels.window != self.window:
-            raise UserError(
-                f"data.labels={settings.data.labels} was extracted for windows of {self.labels.window} tokens, the run "
-                f"has data.window={self.window}: set data.window={self.labels.window} or extract again"
-            )
+        self.labels = self._open_labels()
         self.columns = self._columns()
         concepts = settings.model.num_concepts or (self.labels.concepts if self.labels else None)
         if settings.model.mixer == "concept" and concepts is None:
@@ -70,219 +75,262 @@ class Run:
             raise UserError(
                 f"model.num_concepts={concepts} differs from the labels' {self.labels.concepts}: leave it out"
             )
-        config = model_config(settings.model, self.dataset, self.window, concepts, self.folder)
+        self.config = self.world.in_turn(
+            lambda: model_config(settings.model, self.dataset, self.window, concepts, self.folder)
+        )
         # A checkpoint brings all weights: the backbone that they began with is needed no more.
-        backbone = None if checkpoint_folders(self.folder) else settings.model.from_backbone
-        self.model: Any = build_model(config, settings.seed, backbone).to(self.device)  # type: ignore[arg-type]
-        self.optimizer = build_optimizer(self.model, settings.optimizer)
-        self.step_tokens = settings.batch_windows * self.window
-        self.steps = settings.steps or math.ceil((settings.tokens or 0) / self.step_tokens)
-        if self.labels is not None and self.columns:
-            self.labels.check_covers(self.split, settings.seed, self.steps * settings.batch_windows)
+        begun = self.world.from_first(bool(checkpoint_folders(self.folder)))
+        self.model: Any = build_model(self.config, settings.seed, None if begun else settings.model.from_backbone)
+        self.parameters = count_parameters(self.model)
         self.flops_per_token = count_flops(self.model, self.window).training
+        self.step_tokens = settings.batch_windows * self.window
+        self.budget = Budget(settings, self.step_tokens, self.flops_per_token * self.step_tokens)
+        self.counters = Counters()
         bf16 = settings.precision == "bf16" or (settings.precision == "auto" and self.device.type == "cuda")
         self.dtype = torch.bfloat16 if bf16 else torch.float32
-        self.counters = Counters()
+        self._put_on_device()
+        self.optimizers = build_optimizers(self.model, settings.optimizer)
+        if isinstance(self.labels, Labels) and self.columns:
+            reads = self.budget.expected_steps(self.counters) * settings.batch_windows
+            self.labels.check_covers(self.split, settings.seed, reads)
+
+    def _open_labels(self) -> Labels | None:
+        settings = self.settings.data
+        if settings.labels is None:
+            return None
+        labels = Labels.open(self.dataset, settings.labels)
+        if labels.window != self.window:
+            raise UserError(
+                f"data.labels={settings.labels} was extracted for windows of {labels.window} tokens, the run "
+                f"has data.window={self.window}: set data.window={labels.window} or extract again"
+            )
+        return labels
 
     def _columns(self) -> dict[str, ColumnSource]:
         wanted = {column for term, _ in self.terms for column in term.columns}
         available: dict[str, ColumnSource | None] = {"concept_ids": self.labels}
         return {name: source for name in sorted(wanted) if (source := available.get(name)) is not None}
 
+    def _put_on_device(self) -> None:
+        """Activation checkpointing, compilation and ranks: all from outside, in this order."""
+        settings, model = self.settings, self.model
+        if settings.activation_checkpointing == "blocks":
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if settings.compile == "blocks":
+            for block in model.blocks:
+                block.compile()  # in place: names stay the plain model's
+        if self.world.size == 1 or settings.dist.strategy == "ddp":
+            model.to(self.device)  # what is sharded moves a part at a time
+        mixer = [] if model.mixer is None else [model.mixer]
+        unused = model.mixer is not None and self.config.mixing == "none"
+        self.spread = put_over(
+            model,
+            list(model.blocks),
+            mixer,
+            settings.dist,
+            self.world,
+            self.device,
+            self.dtype == torch.bfloat16,
+            unused,
+        )
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """The context in which forward passes run."""
+        if self.dtype == torch.bfloat16:
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
     def describe(self, finished: bool) -> dict[str, Any]:
         """run.json: what the run is, for comparisons."""
-        settings, parameters = self.settings, count_parameters(self.model)
+        settings = self.settings
         return {
             "format": 1,
             "name": self.folder.name,
             "method": settings.method,
             "seed": settings.seed,
-            "parameters": {"total": parameters.total, "active": parameters.active},
+            "parameters": {"total": self.parameters.total, "active": self.parameters.active},
             "flops_per_token": {"student": self.flops_per_token},
             "batch_tokens": self.step_tokens,
-            "steps": self.steps,
+            "steps": self.budget.expected_steps(self.counters),
             "data": {
                 "fingerprint": self.dataset.fingerprint,
                 "tokenizer_sha256": self.dataset.tokenizer_hash,
                 "vocab_size": self.dataset.vocab_size,
                 "window": self.window,
             },
-            "labels": None if self.labels is None else self._label_costs(self.labels),
+            "labels": None if self.labels is None else _describe_labels(self.labels),
             "finished": finished,
         }
 
-    @staticmethod
-    def _label_costs(labels: Labels) -> dict[str, Any]:
-        cost = labels.cost
-        return {
-            "fingerprint": labels.fingerprint,
-            "flops_per_token": cost["flops_per_token"],
-            "seconds_per_token": cost["seconds_per_token"],
-            "upstream": labels.manifest.get("upstream", {"teacher": None, "sae": None}),
-        }
-
     def resume(self) -> None:
-        """Goes on from the last checkpoint; refuses a folder whose run computed something else."""
-        recipe = self.folder / "recipe.yaml"
-        folders = checkpoint_folders(self.folder)
-        if recipe.is_file() and folders:
-            difference = _first_difference(read_recipe(recipe), self.settings.model_dump(mode="json"))
-            if difference:
-                raise UserError(
-                    f"run={self.folder} was started with another {difference}: choose another run folder or remove it"
-                )
-            known = read_json(self.folder / "run.json", "a run's description")
-            for part, now in (
-                ("data", self.describe(False)["data"]),
-                ("labels", self.describe(False)["labels"]),
-            ):
-                if (known[part] or {}).get("fingerprint") != (now or {}).get("fingerprint"):
-                    raise UserError(
-                        f"run={self.folder}: its {part} changed since it began: restore them or choose another run"
-                    )
-            self.counters = load_checkpoint(folders[-1], self.model, self.optimizer)
-            there = f"step {self.counters.step:,} of {self.steps:,}"
-            say(f"{self.folder}: {'finished at' if self.counters.step >= self.steps else 'resuming at'} {there}")
-        elif (self.folder / "metrics.jsonl").is_file() and not recipe.is_file():
-            raise UserError(f"run={self.folder} holds files of something else: choose another folder")
-        write_text(recipe, dump_yaml(self.settings))
-        write_json(self.folder / "environment.json", _environment(self.device))
-        write_json(self.folder / "run.json", self.describe(False))
+        """Goes on from the last whole checkpoint, or begins, as the setting ``resume`` says.
 
-    def fit(self) -> None:
-        """Trains to the end of the budget, with checkpoints and evaluations on the way.
-
-        Raises :class:`Stopped` after a checkpoint when a signal asked to stop.
+        Raises :class:`UserError` when the folder's run computed something else, and when no checkpoint is whole.
         """
-        settings, counters = self.settings, self.counters
-        metrics = JsonLines(self.folder / "metrics.jsonl", counters.step)
-        evals = JsonLines(self.folder / "evals.jsonl", counters.step)
-        peak = measured_peak(self.device, self.dtype)
-        evaluate_at, save_at = (
-            _marks(self.steps, settings.evaluations),
-            _marks(self.steps, settings.checkpoints),
-        )
-        autocast = (
-            torch.autocast(self.device.type, dtype=torch.bfloat16)
-            if self.dtype == torch.bfloat16
-            else contextlib.nullcontext()
-        )
-        self.model.train()
-        with StopRequest() as stop, progress(self.folder.name, self.steps, counters.step) as bar:
-            while counters.step < self.steps:
-                start = time.perf_counter()
-                batch = sample_batch(
-                    self.split,
-                    self.window,
-                    settings.seed,
-                    counters.samples,
-                    settings.batch_windows,
-                    self.columns,
-                ).to(self.device)
-                rate = learning_rate(counters.step, self.steps, settings.optimizer.lr, settings.schedule)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
-                result = train_step(
-                    self.model,
-                    self.terms,
-                    batch.split(settings.micro_batches),
-                    self.optimizer,
-                    settings.optimizer.clip,
-                    autocast,
-                )
-                seconds = time.perf_counter() - start
-                self._count(seconds)
-                if counters.step % settings.log_every == 0 or counters.step == self.steps:
-                    metrics.append(
-                        {
-                            **asdict(counters),
-                            "losses": result.losses,
-                            "lr": rate,
-                            "grad_norm": result.grad_norm,
-                            "tokens_per_second": self.step_tokens / seconds,
-                            "mfu": self.flops_per_token * self.step_tokens / seconds / peak,
-                        }
-                    )
-                bar.advance(1, " ".join(f"{name} {value:.3f}" for name, value in result.losses.items()))
-                if counters.step in evaluate_at:
-                    evals.append(self._evaluate())
-                if counters.step in save_at or stop.requested:
-                    save_checkpoint(self.folder, self.model, self.optimizer, counters, settings.keep)
-                if stop.requested and counters.step < self.steps:
-                    raise Stopped(
-                        f"{self.folder} is saved at step {counters.step:,}; the same command goes on from there"
-                    )
-        metrics.close()
-        evals.close()
+        recipe, wanted, world = self.folder / "recipe.yaml", self.settings.resume, self.world
+        there = world.from_first(bool(checkpoint_folders(self.folder)))
+        if there and wanted == "never":
+            raise UserError(f"run={self.folder} holds checkpoints and resume=never: choose another run folder")
+        if not there and wanted not in ("auto", "never"):
+            raise UserError(f"run={self.folder} holds no checkpoint and resume={wanted}: begin with resume=auto")
+        with world.together():
+            if there:
+                self._refuse_another(read_recipe(recipe) if recipe.is_file() else {})
+            elif (self.folder / "metrics.jsonl").is_file() and not recipe.is_file():
+                raise UserError(f"run={self.folder} holds files of something else: choose another folder")
+        check_inputs(self)
+        if there:
+            self._go_on(wanted if isinstance(wanted, int) else None)
+        with world.together():
+            if world.first:
+                write_text(recipe, dump_yaml(self.settings))
+                write_json(self.folder / "environment.json", _environment(self.device, self.settings, world))
+                write_json(self.folder / "run.json", self.describe(False))
 
-    def _count(self, seconds: float) -> None:
-        counters = self.counters
-        counters.step += 1
-        counters.samples += self.settings.batch_windows
-        counters.tokens += self.step_tokens
-        counters.seconds += seconds
-        counters.flops["student"] += self.flops_per_token * self.step_tokens
-        if self.labels is not None and self.columns:
-            # A window's labels are extracted once, however often a run reads them.
-            labelled = min(counters.samples, self.windows) * self.window
-            counters.flops["teacher"] = labelled * self.labels.cost["flops_per_token"]
+    def _go_on(self, step: int | None) -> None:
+        folder, damaged = last_whole(self.folder, self.world, step)
+        assert folder is not None
+        for other in damaged:
+            self.world.once(partial(set_aside, other, DAMAGED))
+        with self.world.together():
+            self.counters = load_checkpoint(folder, self.model, self.optimizers)
+        if step is not None:
+            later = [f for f in self.world.from_first(checkpoint_folders(self.folder)) if step_of(f) > step]
+            for other in later:
+                self.world.once(partial(set_aside, other, ASIDE))
+        over = self.budget.over(self.counters)
+        steps = self.budget.expected_steps(self.counters)
+        say(f"{self.folder}: {'finished at' if over else 'resuming at'} step {self.counters.step:,} of {steps:,}")
 
-    def _evaluate(self) -> dict[str, Any]:
-        result = evaluate_documents(
-            self.model, self.dataset.split("val"), self.window, limit=self.settings.eval_documents
-        )
-        return {**asdict(self.counters), **result.to_json()}
+    def _refuse_another(self, recipe: dict[str, Any]) -> None:
+        difference = _first_difference(recipe, self.settings.model_dump(mode="json"))
+        if difference:
+            raise UserError(
+                f"run={self.folder} was started with another {difference}: choose another run folder or remove it"
+            )
+        known, now = read_json(self.folder / "run.json", "a run's description"), self.describe(False)
+        for part in ("data", "labels"):
+            before, today = known[part] or {}, now[part] or {}
+            if before.get("fingerprint") == today.get("fingerprint"):
+                continue
+            names = [n for n in ("tokenizer_sha256", "vocab_size", "window", "of") if before.get(n) != today.get(n)]
+            name = names[0] if names else "fingerprint"
+            what = _first_difference({name: before.get(name)}, {name: today.get(name)}, f"{part}.") or part
+            raise UserError(
+                f"run={self.folder}: its {part} changed since it began, {what}: restore them or choose another run"
+            )
 
     def export(self, out: Path) -> None:
-        """Writes the model as it stands to ``out``, with what it cost."""
+        """Writes the model as it stands to ``out``, with what it cost; work of all ranks."""
         training = {
             "run": self.folder.name,
             "tokens": self.counters.tokens,
             "flops": self.counters.flops["student"],
             "seconds": self.counters.seconds,
         }
-        export_model(self.model, self.dataset.tokenizer_folder, out, training)
+        model = self._whole_model()
+        with self.world.together():
+            if model is not None:
+                export_model(model, self.dataset.tokenizer_folder, out, training)
+
+    def _whole_model(self) -> CoCoMixForCausalLM | None:
+        """The model with all its weights, on rank 0; None elsewhere."""
+        if not self.spread.sharded:
+            return self.model if self.world.first else None
+        tensors = {}
+        for name, tensor in unique_tensors(self.model).items():
+            full = whole(tensor)  # one at a time, on all ranks
+            if self.world.first:
+                tensors[name] = full.cpu()
+        if not self.world.first:
+            return None
+        model = build_model(self.config, self.settings.seed)
+        model.load_state_dict(tensors, strict=False)
+        return model
 
     def finish(self) -> None:
         """Exports the model, if that is not done, and marks the run as finished."""
         made = self.folder / "export" / "training.json"
-        if not made.is_file() or read_json(made, "an export's costs")["tokens"] != self.counters.tokens:
+        done = made.is_file() and read_json(made, "an export's costs")["tokens"] == self.counters.tokens
+        if not self.world.from_first(done):
             self.export(self.folder / "export")
-        write_json(self.folder / "run.json", self.describe(True))
+        with self.world.together():
+            if self.world.first:
+                write_json(self.folder / "run.json", self.describe(True))
 
 
 def train(settings: TrainSettings) -> dict[str, Any]:
-    """Runs or resumes a training; a finished one returns soon. Returns the run's description and last evaluation."""
-    run = Run(settings)
-    run.resume()
-    if run.counters.step < run.steps:
-        flops = run.flops_per_token * run.step_tokens * run.steps
-        say(
-            f"{run.folder}: {settings.method}, {count_parameters(run.model).active:,} active parameters, "
-            f"{run.steps:,} steps of {run.step_tokens:,} tokens, {flops / 1e12:.1f} TFLOP"
-        )
-        run.fit()
-    run.finish()
-    lines = read_lines(run.folder / "evals.jsonl")
-    return {**run.describe(True), "folder": str(run.folder), "evaluation": lines[-1] if lines else None}
+    """Runs or resumes a training; a finished one returns soon. Returns the run's description and last evaluation.
+
+    Under torchrun the work of all ranks. Raises :class:`UserError`, on all ranks, for what a user can mend,
+    :class:`cocomix.stopping.Stopped` after a checkpoint when a signal asked any rank to stop, and
+    :class:`cocomix.dist.world.RankLost` when a rank died or hangs.
+    """
+    with joined(settings.dist.timeout) as world, world.watching():
+        with world.together():
+            run = Run(settings, world)
+        run.resume()
+        if not run.budget.over(run.counters):
+            steps = run.budget.expected_steps(run.counters)
+            length = f"{settings.seconds:,.0f} s" if run.budget.steps is None else f"{steps:,} steps"
+            cost = (
+                ""
+                if run.budget.steps is None
+                else f", {run.flops_per_token * run.step_tokens * steps / 1e12:.1f} TFLOP"
+            )
+            ranks = f", {world.size} ranks ({settings.dist.strategy})" if world.size > 1 else ""
+            say(
+                f"{run.folder}: {settings.method}, {run.parameters.active:,} active parameters, {length} of "
+                f"{run.step_tokens:,} tokens{cost}{ranks}"
+            )
+            fit(run)
+        run.finish()
+        lines = read_lines(run.folder / "evals.jsonl")
+        return {**run.describe(True), "folder": str(run.folder), "evaluation": lines[-1] if lines else None}
+
+
+def open_run(folder: str, **changes: Any) -> Run:
+    """The run of a folder as its recipe says, at no checkpoint yet; raises :class:`UserError` where there is none."""
+    recipe = Path(folder) / "recipe.yaml"
+    if not recipe.is_file():
+        raise UserError(f"{folder} is no run: give a folder that 'cocomix train' wrote")
+    return Run(validated(TrainSettings, {**read_recipe(recipe), "run": folder, **changes}))
 
 
 def export_run(folder: str, out: str | None) -> dict[str, Any]:
-    """Exports a run's last checkpoint to ``out`` (default: its ``export/``), finished or not."""
-    recipe, folders = Path(folder) / "recipe.yaml", checkpoint_folders(Path(folder))
-    if not recipe.is_file() or not folders:
+    """Exports a run's last whole checkpoint to ``out`` (default: its ``export/``), finished or not."""
+    if not (Path(folder) / "recipe.yaml").is_file() or not checkpoint_folders(Path(folder)):
         raise UserError(f"{folder} is no run with a checkpoint: give a folder that 'cocomix train' wrote")
-    run = Run(validated(TrainSettings, {**read_recipe(recipe), "run": folder}))
-    run.counters = load_checkpoint(folders[-1], run.model, run.optimizer)
+    run = open_run(folder)
+    last, _ = last_whole(run.folder, run.world)
+    assert last is not None
+    load_weights(last, run.model)
+    run.counters = Counters(**read_json(last / "counters.json", "a checkpoint's counters"))
     target = Path(out) if out else run.folder / "export"
     run.export(target)
     name = read_json(target / "config.json", "a model's configuration")["architectures"][0]
     return {"folder": str(target), "class": name, "tokens": run.counters.tokens}
 
 
-def _marks(steps: int, number: int) -> set[int]:
-    """``number`` steps spread evenly over a run, the last at its end."""
-    return {max(1, round(steps * (i + 1) / number)) for i in range(number)}
+def _describe_labels(labels: Labels) -> dict[str, Any]:
+    cost, of = labels.cost, labels.manifest
+    return {
+        "fingerprint": labels.fingerprint,
+        "flops_per_token": cost["flops_per_token"],
+        "seconds_per_token": cost["seconds_per_token"],
+        "upstream": of.get("upstream", {"teacher": None, "sae": None}),
+        "of": {name: of.get(name) for name in ("window", "teacher", "sae", "attribution", "coverage")},
+    }
+
+
+def _share(settings: TrainSettings, world: World) -> int:
+    parts = world.size * settings.micro_batches
+    if settings.batch_windows % parts:
+        raise UserError(
+            f"batch_windows={settings.batch_windows} must be a multiple of {world.size} ranks × "
+            f"micro_batches={settings.micro_batches}: give another number of ranks or micro_batches"
+        )
+    return settings.batch_windows // world.size
 
 
 def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
@@ -299,16 +347,18 @@ def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = ""
     return None
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, world: World) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and world.size > 1:
+        name = f"cuda:{world.local_rank}"
     try:
         return torch.device(name)
     except RuntimeError as error:
         raise UserError(f"device={name!r} is no device of PyTorch: use cpu, cuda or auto") from error
 
 
-def _environment(device: torch.device) -> dict[str, Any]:
+def _environment(device: torch.device, settings: TrainSettings, world: World) -> dict[str, Any]:
     import transformers
 
     return {
@@ -320,4 +370,6 @@ def _environment(device: torch.device) -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "ranks": world.size,
+        "strategy": settings.dist.strategy if world.size > 1 else None,
     }

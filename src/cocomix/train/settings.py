@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cocomix.config import Settings
+from cocomix.dist.settings import DistSettings
 
 DEFAULT_BACKBONE = {"model_type": "gpt2"}
 
@@ -52,12 +53,20 @@ class DataSettings(Settings):
     path: str = Field(description="dataset folder, made by 'cocomix data prepare'")
     window: int | None = Field(None, ge=2, description="tokens of a window; none: the dataset's")
     labels: str | None = Field(None, description="concept labels: a name under DATASET/labels, or a folder")
+    verify: bool = Field(True, description="compare the hashes of all shards and label files before training")
 
 
 class OptimizerSettings(Settings):
-    """AdamW."""
+    """AdamW, or Muon for the blocks' matrices with AdamW for the rest."""
 
-    lr: float = Field(6e-4, gt=0, description="peak learning rate")
+    kind: Literal["adamw", "muon"] = Field(
+        "adamw", description="adamw for all; muon: for the matrices of the blocks, adamw for embeddings, head, vectors"
+    )
+    lr: float = Field(6e-4, gt=0, description="AdamW's peak learning rate")
+    muon_lr: float = Field(
+        1e-3, gt=0, description="Muon's peak learning rate, scaled for each matrix to the size of AdamW's updates"
+    )
+    momentum: float = Field(0.95, ge=0, lt=1, description="Muon's momentum")
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moment decays")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay")
@@ -71,9 +80,24 @@ class OptimizerSettings(Settings):
 class ScheduleSettings(Settings):
     """Learning rate over the run."""
 
-    kind: Literal["cosine", "constant"] = Field("cosine", description="shape after warm-up")
+    kind: Literal["cosine", "wsd", "constant"] = Field(
+        "cosine", description="shape after warm-up; wsd: constant, then a linear decay"
+    )
     warmup: float = Field(1 / 300, ge=0, le=1, description="share of the steps that warm up linearly")
+    decay: float = Field(0.2, gt=0, le=1, description="with wsd: share of the steps, at the end, that decay")
     final: float = Field(0.1, ge=0, le=1, description="learning rate at the end, as a share of the peak")
+
+
+class CheckpointSettings(Settings):
+    """When checkpoints are written, and which are kept."""
+
+    number: int = Field(4, ge=1, description="checkpoints spread over the run, the last at its end")
+    seconds: float | None = Field(1800.0, gt=0, description="also one when so long ago was the last; none: never")
+    keep: int = Field(2, ge=1, description="the last so many are kept")
+    keep_every: int | None = Field(None, ge=1, description="those at a multiple of so many steps are kept for good")
+    background: Literal["auto", "on", "off"] = Field(
+        "auto", description="write while training goes on, from a copy in the CPU's memory; auto: on CUDA"
+    )
 
 
 class TrainSettings(Settings):
@@ -82,25 +106,45 @@ class TrainSettings(Settings):
     run: str = Field(description="run folder to write, e.g. runs/mine")
     method: str = Field("custom", description="name of the method, by which comparisons group runs")
     seed: int = Field(0, ge=0, description="seed of weights, data order and dropout")
+    resume: Literal["auto", "must", "never"] | int = Field(
+        "auto",
+        description="auto: go on from the last whole checkpoint, or begin; must: refuse to begin; never: refuse to go "
+        "on; a number: go on from that step's checkpoint, later ones are set aside",
+    )
     data: DataSettings
     model: ModelSettings = Field(default_factory=ModelSettings)
     losses: dict[str, float] = Field(
         default_factory=lambda: {"ntp": 1.0},
-        description="loss terms and their weights, e.g. {ntp: 1, concept: 0.1}",
+        description="loss terms and their weights, e.g. {ntp: 1, concept: 0.1}; z (squared log-sum-exp of the "
+        "next-token logits) is off by default",
     )
     tokens: int | None = Field(None, ge=1, description="budget in tokens (rounded up to whole steps)")
     steps: int | None = Field(None, ge=1, description="budget in steps; goes before tokens")
-    batch_windows: int = Field(16, ge=1, description="windows a step")
-    micro_batches: int = Field(1, ge=1, description="parts that a step's batch is computed in")
+    flops: float | None = Field(
+        None, gt=0, description="budget in the student's FLOPs (rounded up to whole steps); goes before steps"
+    )
+    seconds: float | None = Field(
+        None, gt=0, description="budget in seconds of training; goes before all; the schedule follows the clock"
+    )
+    batch_windows: int = Field(16, ge=1, description="windows a step, over all ranks")
+    micro_batches: int = Field(1, ge=1, description="parts that a rank's share of a step is computed in")
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)
     evaluations: int = Field(10, ge=1, description="evaluations over the run, the last at its end")
     eval_documents: int | None = Field(None, ge=1, description="held-out documents to evaluate; none: all")
-    checkpoints: int = Field(4, ge=1, description="checkpoints over the run, the last at its end")
-    keep: int = Field(2, ge=1, description="checkpoints to keep")
+    checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings)
     log_every: int = Field(1, ge=1, description="steps between lines of metrics.jsonl")
+    loss_average: float = Field(0.98, ge=0, lt=1, description="decay of the losses' moving averages, a step")
+    logs: list[Literal["tensorboard", "wandb"]] = Field(
+        default_factory=list, description="where metrics go besides metrics.jsonl (pip install 'cocomix[logs]')"
+    )
     device: str = Field("auto", description="cpu, cuda, …; auto: cuda where there is one")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, fp32 elsewhere")
+    compile: Literal["none", "blocks"] = Field("none", description="torch.compile each block of the backbone")
+    activation_checkpointing: Literal["none", "blocks"] = Field(
+        "none", description="keep only each block's input for the backward pass and run the block again there"
+    )
+    dist: DistSettings = Field(default_factory=DistSettings)
     threads: int | None = Field(None, ge=1, description="CPU threads; none: as PyTorch chooses")
 
     @field_validator("losses")
@@ -112,8 +156,8 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainSettings:
-        if self.tokens is None and self.steps is None:
-            raise ValueError("give the budget as tokens=… or steps=…")
+        if self.tokens is self.steps is self.flops is self.seconds is None:
+            raise ValueError("give the budget as tokens=…, steps=…, flops=… or seconds=…")
         if self.batch_windows % self.micro_batches:
             raise ValueError(
                 f"batch_windows={self.batch_windows} must be a multiple of micro_batches={self.micro_batches}"
@@ -135,7 +179,8 @@ class ReferenceSettings(Settings):
 
 
 FREE_ON_RESUME = frozenset(
-    {"run", "tokens", "steps", "micro_batches", "evaluations", "eval_documents", "checkpoints", "keep", "log_every",
-     "device", "threads"}
+    {"run", "resume", "tokens", "steps", "flops", "seconds", "micro_batches", "evaluations", "eval_documents",
+     "checkpoint", "log_every", "logs", "device", "compile", "activation_checkpointing", "dist", "threads",
+     "data.verify"}
 )  # fmt: skip
 """Settings that a resumed run may change: they do not alter what a step computes (but the budget the schedule)."""

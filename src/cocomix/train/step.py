@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cocomix.data.batches import Batch
-from cocomix.errors import UserError
+from cocomix.dist.parallel import Spread
+from cocomix.dist.world import World
 from cocomix.losses.terms import Term
 
 
@@ -19,47 +20,96 @@ class StepResult(NamedTuple):
     """What a step measured, before the weights changed."""
 
     losses: dict[str, float]
-    """Each loss as a mean over its own count, nats."""
+    """Each loss as a mean over its own count, all ranks and micro-batches, nats."""
     grad_norm: float
     """Norm of the gradient before clipping."""
 
 
-class NonFinite(UserError):
-    """A loss or gradient is infinite or no number; the weights are as they were before the step."""
+class NonFinite(Exception):
+    """A loss or the gradient is infinite or no number; the weights are as they were before the step."""
+
+    def __init__(self, what: str, rank: int | None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.rank = rank
+        """The rank whose windows gave it; None where only the sum over ranks is known to be bad."""
 
 
 def train_step(
-    model: nn.Module,
+    spread: Spread,
     terms: Sequence[tuple[Term, float]],
     micro_batches: Sequence[Batch],
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     clip: float,
     autocast: contextlib.AbstractContextManager[object] | None = None,
+    world: World | None = None,
 ) -> StepResult:
-    """Gradient of Σ_terms weight · (sum over all micro-batches / count over all micro-batches), clip, update.
+    """Gradient of Σ_terms weight · (sum / count), both over all ranks and micro-batches; clip; update.
 
-    Raises :class:`NonFinite` before the update when a loss or the gradient is not finite.
+    Raises :class:`NonFinite`, on all ranks, before the update when a loss or the gradient is not finite.
     """
-    counts = {term.name: max(1, sum(term.count(batch) for batch in micro_batches)) for term, _ in terms}
-    sums = dict.fromkeys(counts, 0.0)
-    optimizer.zero_grad(set_to_none=True)
-    for batch in micro_batches:
-        with autocast or contextlib.nullcontext():
-            output = model(input_ids=batch.inputs, targets=batch.targets, **batch.columns)
-            totals = {term.name: term.total(output, batch) for term, _ in terms}
-        sum(weight / counts[term.name] * totals[term.name] for term, weight in terms).backward()  # type: ignore[union-attr]
-        for name, total in totals.items():
-            sums[name] += float(total.detach())
-    losses = {name: sums[name] / counts[name] for name in sums}
-    norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip))
-    bad = [name for name, value in losses.items() if not math.isfinite(value)]
-    if bad or not math.isfinite(norm):
-        what = f"loss {bad[0]} is {losses[bad[0]]}" if bad else f"the gradient's norm is {norm}"
-        windows = ", ".join(str(w) for batch in micro_batches for w in batch.window_ids[:8])
+    world = world or World()
+    own = [float(sum(term.count(batch) for batch in micro_batches)) for term, _ in terms]
+    counts = [max(1.0, sum(column)) for column in zip(*world.table(own), strict=True)]
+    for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
-        raise NonFinite(
-            f"{what} on windows {windows}: the weights were not changed; try a lower optimizer.lr, or look at these "
-            "windows"
-        )
-    optimizer.step()
+    sums = _backward(spread, terms, counts, micro_batches, autocast)
+    norm = clip_gradients(spread.plain, clip)
+    rows = world.table([*sums, norm])
+    losses = {
+        term.name: sum(row[i] for row in rows) / counts[i] for i, (term, _) in enumerate(terms)
+    }  # in the order of ranks: the same on all, whatever way numbers travelled
+    fault = _fault(list(losses), rows)
+    if fault is not None:
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        raise fault
+    for optimizer in optimizers:
+        optimizer.step()
     return StepResult(losses, norm)
+
+
+def _backward(
+    spread: Spread,
+    terms: Sequence[tuple[Term, float]],
+    counts: list[float],
+    micro_batches: Sequence[Batch],
+    autocast: contextlib.AbstractContextManager[object] | None,
+) -> list[float]:
+    """Gradients of this rank's windows; returns each term's sum over them."""
+    arguments = {key: value for term, _ in terms for key, value in term.arguments.items()}
+    sums: list[Any] = [0.0] * len(terms)
+    for number, batch in enumerate(micro_batches, 1):
+        with spread.micro_batch(last=number == len(micro_batches)):
+            with autocast or contextlib.nullcontext():
+                output = spread.called(input_ids=batch.inputs, targets=batch.targets, **arguments, **batch.columns)
+                totals = [term.total(output, batch) for term, _ in terms]
+            loss: Any = sum(
+                weight / count * total for (_, weight), count, total in zip(terms, counts, totals, strict=True)
+            )
+            # Ranks' gradients are averaged where a sum is wanted.
+            (loss * spread.ranks if spread.ranks > 1 else loss).backward()
+            # Kept on the device: one look at the end, not one a micro-batch.
+            sums = [so_far + total.detach() for so_far, total in zip(sums, totals, strict=True)]
+    return [float(value) for value in sums]
+
+
+def clip_gradients(model: nn.Module, largest: float) -> float:
+    """Scales the gradients down to a norm of ``largest`` where it is larger; returns the norm, over all shards."""
+    norm: Any = nn.utils.clip_grad_norm_(model.parameters(), largest)
+    return float(whole(norm))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered on every rank (work of all ranks); any other as it is."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
+
+
+def _fault(names: list[str], rows: list[list[float]]) -> NonFinite | None:
+    for i, name in enumerate(names):
+        for rank, row in enumerate(rows):
+            if not math.isfinite(row[i]):
+                return NonFinite(f"loss {name} is {row[i]}", rank)
+    norm = rows[0][-1]
+    return None if math.isfinite(norm) else NonFinite(f"the gradient's norm is {norm}", None)

@@ -1,0 +1,25 @@
+"""z-loss: the square of log Σ exp of the next-token logits, which keeps them from drifting (PaLM, arXiv 2204.02311)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from cocomix.data.batches import Batch
+from cocomix.model.modeling import IGNORED, CoCoMixOutput
+
+
+class ZLoss:
+    """Mean over the batch's targets that count."""
+
+    name = "z"
+    columns: tuple[str, ...] = ()
+    arguments: Mapping[str, bool] = {"z_sum": True}
+
+    def count(self, batch: Batch) -> int:
+        return int((batch.targets != IGNORED).sum())
+
+    def total(self, output: CoCoMixOutput, batch: Batch) -> Tensor:
+        assert output.z_sum is not None
+        return output.z_sum

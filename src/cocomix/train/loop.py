@@ -1,0 +1,196 @@
+"""The loop: batch, step, counters, metrics, evaluations, checkpoints; stops when any rank is asked to."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cocomix.concepts.labels import Labels
+from cocomix.data.batches import Batch, sample_batch
+from cocomix.evaluate.perplexity import evaluate_documents
+from cocomix.progress import progress
+from cocomix.stopping import Stopped, StopRequest
+from cocomix.train.budget import passes
+from cocomix.train.build import learning_rate, set_learning_rate
+from cocomix.train.checkpoint import Checkpoints
+from cocomix.train.fault import told
+from cocomix.train.logs import numbers, open_logs
+from cocomix.train.metrics import JsonLines, measured_peak
+from cocomix.train.prefetch import prefetching
+from cocomix.train.step import NonFinite, StepResult, train_step
+
+if TYPE_CHECKING:
+    from cocomix.train.run import Run
+
+
+def fit(run: Run) -> None:
+    """Trains to the end of the budget.
+
+    Raises :class:`Stopped`, on all ranks, after a checkpoint when a signal asked one of them to stop; for a loss or
+    gradient that is not finite a :class:`UserError` that tells where (see fault.py).
+    """
+    counters, budget, world = run.counters, run.budget, run.world
+    records = Records(run)
+    ahead = not run.columns or isinstance(run.labels, Labels)  # reading is not computing
+    with (
+        StopRequest() as stop,
+        progress(run.folder.name, budget.steps, counters.step) as bar,
+        prefetching(lambda step: read_batch(run, step), ahead) as batches,
+    ):
+        checkpoints = Checkpoints(run.folder, run.settings.checkpoint, world, _background(run))
+        last_checkpoint = time.monotonic()
+        run.model.train()
+        while not budget.over(counters):
+            world.beat(f"in step {counters.step + 1:,}")
+            before, waited, start = budget.share(counters), batches.waited, time.perf_counter()
+            step_last = budget.steps is not None and counters.step + 1 >= budget.steps
+            batch = batches.get(counters.step, step_last).to(run.device)
+            rate = _set_rate(run)
+            torch.manual_seed(step_seed(run.settings.seed, counters.step, world.rank))
+            try:
+                result = train_step(
+                    run.spread, run.terms, batch.split(run.settings.micro_batches), run.optimizers,
+                    run.settings.optimizer.clip, run.autocast(), world,
+                )  # fmt: skip
+            except NonFinite as fault:
+                raise told(fault, run, checkpoints) from fault
+            seconds = time.perf_counter() - start
+            limit = run.settings.checkpoint.seconds
+            late = limit is not None and time.monotonic() - last_checkpoint > limit
+            # What the clocks and signals say differs from rank to rank: all go by rank 0's clock and anybody's signal.
+            rows = world.table(
+                [float(stop.requested), float(checkpoints.written), seconds, batches.waited - waited, float(late)]
+            )
+            stopping, written = any(row[0] for row in rows), all(row[1] for row in rows)
+            _, _, seconds, data_wait, late_there = rows[0]
+            count(run, result, seconds, data_wait)
+            records.step(result, rate, seconds)
+            bar.advance(1, " ".join(f"{name} {value:.3f}" for name, value in result.losses.items()))
+            after = budget.share(counters)
+            if passes(before, after, run.settings.evaluations):
+                records.evaluation(evaluate(run))
+            start = time.perf_counter()
+            if written:
+                checkpoints.finish()
+            if passes(before, after, run.settings.checkpoint.number) or late_there or stopping:
+                checkpoints.begin(run.model, run.optimizers, counters)
+                last_checkpoint = time.monotonic()
+            if not checkpoints.background or stopping or budget.over(counters):
+                checkpoints.finish()
+            counters.waited["checkpoints"] += time.perf_counter() - start
+            if stopping and not budget.over(counters):
+                records.close()
+                raise Stopped(f"{run.folder} is saved at step {counters.step:,}; the same command goes on from there")
+    records.close()
+
+
+def read_batch(run: Run, step: int, rank: int | None = None) -> Batch:
+    """The windows of step ``step`` that are a rank's (default: this one's), on the CPU."""
+    rank = run.world.rank if rank is None else rank
+    first = step * run.settings.batch_windows + rank * run.share
+    return sample_batch(run.split, run.window, run.settings.seed, first, run.share, run.columns)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of a step's random numbers (dropout) on a rank: no random state is carried from one step to the next."""
+    digest = hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+def count(run: Run, result: StepResult, seconds: float, data_wait: float) -> None:
+    """Brings the counters one step on."""
+    counters = run.counters
+    counters.step += 1
+    counters.samples += run.settings.batch_windows
+    counters.tokens += run.step_tokens
+    counters.seconds += seconds
+    counters.waited["data"] += data_wait
+    counters.flops["student"] += run.flops_per_token * run.step_tokens
+    counters.follow(result.losses, run.settings.loss_average)
+    if run.labels is not None and run.columns:
+        # A window's labels are extracted once, however often a run reads them.
+        labelled = min(counters.samples, run.windows) * run.window
+        counters.flops["teacher"] = labelled * run.labels.cost["flops_per_token"]
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """The held-out documents, shared by all ranks."""
+    with run.autocast():
+        result = evaluate_documents(
+            run.model, run.dataset.split("val"), run.window, limit=run.settings.eval_documents, world=run.world
+        )
+    return {**progress_of(run), **result.to_json()}
+
+
+def progress_of(run: Run) -> dict[str, Any]:
+    """Where the run stands, as lines of metrics and evaluations tell it."""
+    line = asdict(run.counters)
+    line.pop("average")
+    return line
+
+
+class Records:
+    """metrics.jsonl, evals.jsonl and other logs: written by rank 0."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.peak = measured_peak(run.device, run.dtype) * run.world.size
+        self._sinks: list[Any] = []
+        if run.world.first:
+            self._metrics = JsonLines(run.folder / "metrics.jsonl", run.counters.step)
+            self._evals = JsonLines(run.folder / "evals.jsonl", run.counters.step)
+        with run.world.together():
+            if run.world.first:
+                settings = run.settings.model_dump(mode="json")
+                self._sinks = open_logs(list(run.settings.logs), run.folder, settings, run.counters.step)
+
+    def step(self, result: StepResult, rate: float, seconds: float) -> None:
+        """The line of a step, every ``log_every`` steps and at the end."""
+        run, counters = self.run, self.run.counters
+        if not run.world.first or (counters.step % run.settings.log_every and not run.budget.over(counters)):
+            return
+        line = {
+            **progress_of(run),
+            "losses": result.losses,
+            "average": dict(counters.average),
+            "lr": rate,
+            "grad_norm": result.grad_norm,
+            "tokens_per_second": run.step_tokens / seconds,
+            "mfu": run.flops_per_token * run.step_tokens / seconds / self.peak,
+        }
+        self._metrics.append(line)
+        for sink in self._sinks:
+            sink.write(counters.step, numbers(line))
+
+    def evaluation(self, line: dict[str, Any]) -> None:
+        """The line of an evaluation."""
+        if not self.run.world.first:
+            return
+        self._evals.append(line)
+        for sink in self._sinks:
+            sink.write(self.run.counters.step, numbers({name: line[name] for name in ("loss", "ppl")}, "eval/"))
+
+    def close(self) -> None:
+        """After the last line."""
+        if self.run.world.first:
+            self._metrics.close()
+            self._evals.close()
+        for sink in self._sinks:
+            sink.close()
+
+
+def _set_rate(run: Run) -> float:
+    """Sets the learning rate of the coming step; returns AdamW's."""
+    steps = run.budget.expected_steps(run.counters)
+    share = learning_rate(run.counters.step, steps, 1.0, run.settings.schedule)
+    set_learning_rate(run.optimizers, share)
+    return share * run.settings.optimizer.lr
+
+
+def _background(run: Run) -> bool:
+    wanted = run.settings.checkpoint.background
+    return wanted == "on" or (wanted == "auto" and run.device.type == "cuda")
