@@ -20,7 +20,8 @@ def prepare(source: Source, out: Out, words: Overrides = None, json: Json = Fals
     A document is a .txt file (a long one is cut at blank lines), a line of a .jsonl file, a row of a
     .parquet file or of a hub dataset. About val_fraction of the documents is held out; which ones depends
     on their text alone, so equal documents are never on both sides. Stopped or killed, the same command
-    goes on from the shards that are complete.
+    goes on from the shards that are complete. Under torchrun all processes encode; the dataset is the same
+    for any number of them.
 
     Examples:
 
@@ -29,14 +30,21 @@ def prepare(source: Source, out: Out, words: Overrides = None, json: Json = Fals
       cocomix data prepare Skylion007/openwebtext data/owt tokenizer=gpt2 window=1024
 
       cocomix data prepare nanoGPT/data/openwebtext data/owt tokenizer=gpt2 window=1024
+
+      torchrun --nproc-per-node 8 -m cocomix data prepare texts/ data/mine
     """
     from cocomix.config import load_settings
     from cocomix.data.dataset import Dataset
     from cocomix.data.prepare import prepare as prepare_dataset
     from cocomix.data.settings import PrepareSettings
+    from cocomix.dist.lead import LEADER_SECONDS
+    from cocomix.dist.world import joined
 
     settings = load_settings(PrepareSettings, words or [], source=source, out=out)
-    manifest = prepare_dataset(settings)
+    with joined(LEADER_SECONDS) as world:
+        manifest = prepare_dataset(settings)
+    if not world.first:
+        return
     dataset = Dataset.open(settings.out)
     splits = {}
     for name, entry in manifest["splits"].items():

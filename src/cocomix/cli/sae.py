@@ -18,19 +18,27 @@ def train(words: Words = None, json: Json = False) -> None:
     """Train a TopK sparse autoencoder on the residual stream behind a block of a teacher.
 
     The result is a folder as SAELens 6 writes it, with training.json (costs) beside. Stopped or killed, the same
-    command goes on from the last checkpoint.
+    command goes on from the last checkpoint. Under torchrun the first process trains and all compute the teacher's
+    activations; the result is the same for any number of them.
 
-    Example:
+    Examples:
 
       cocomix sae train teacher=runs/teacher/export data=data/mine block=2 out=sae latents=2048 k=16 tokens=2000000
+
+      torchrun --nproc-per-node 8 -m cocomix sae train teacher=openai-community/gpt2 data=data/owt block=5 out=sae
     """
     from cocomix.concepts.settings import SaeTrainSettings
     from cocomix.concepts.train_sae import train_sae
     from cocomix.config import load_settings
+    from cocomix.dist.lead import LEADER_SECONDS
+    from cocomix.dist.world import joined
 
     quiet_transformers()
     settings = load_settings(SaeTrainSettings, words or [])
-    record = train_sae(settings)
+    with joined(LEADER_SECONDS) as world:
+        record = train_sae(settings)
+    if not world.first:
+        return
     text = (
         f"{settings.out}: {record['latents']:,} latents, k {record['k']}, trained on {record['tokens']:,} activations "
         f"({record['flops'] / 1e12:.1f} TFLOP, {record['seconds']:.0f} s); on training text it leaves "

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cocomix.concepts.teacher import Teacher
@@ -39,12 +40,21 @@ class ActivationBatches:
 
     def buffer(self, number: int) -> Float[Tensor, "N D"]:
         """The shuffled activations of buffer ``number``, float32."""
+        return self.shuffled([self.chunk(ids) for ids in self.chunks(number)], number)
+
+    def chunks(self, number: int) -> list[Int[np.ndarray, " W"]]:
+        """The ids of the windows of buffer ``number``, as they go through the teacher."""
         ids = window_ids(self.split.count(self.window), self.seed, number * self.buffer_windows, self.buffer_windows)
-        parts = []
-        for first in range(0, len(ids), self.batch_windows):
-            tokens = torch.from_numpy(self.split.read(ids[first : first + self.batch_windows], self.window))
-            parts.append(self.teacher.activations(tokens[:, :-1]).flatten(0, 1).float())
-        x = torch.cat(parts)
+        return [ids[first : first + self.batch_windows] for first in range(0, len(ids), self.batch_windows)]
+
+    def chunk(self, ids: Int[np.ndarray, " W"]) -> Float[Tensor, "N D"]:
+        """The activations of these windows, in their order, float32."""
+        tokens = torch.from_numpy(self.split.read(ids, self.window))
+        return self.teacher.activations(tokens[:, :-1]).flatten(0, 1).float()
+
+    def shuffled(self, chunks: list[Tensor], number: int) -> Float[Tensor, "N D"]:
+        """The activations of all chunks of buffer ``number`` as that buffer."""
+        x = torch.cat(chunks)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         return x[torch.randperm(len(x), generator=generator).to(x.device)]
 

@@ -20,7 +20,8 @@ from cocomix.concepts.teacher_files import training_record
 from cocomix.errors import UserError, explained
 from cocomix.files import TEMPORARY_SUFFIX, read_json, sync_folder, write_json
 
-FACTS = ("latents", "k", "tokens", "flops", "seconds", "teacher", "teacher_fingerprint", "block", "fit", "dead_share")
+FACTS = ("latents", "k", "tokens", "flops", "seconds", "rank_seconds", "teacher", "teacher_fingerprint", "block", "fit",
+         "dead_share")  # fmt: skip
 """What of ``training.json`` is true of the converted autoencoder too: it computes the same."""
 
 

@@ -1,7 +1,12 @@
-"""Training a TopK autoencoder: SAELens' trainer, fed with a teacher's activations on our shards."""
+"""Training a TopK autoencoder: SAELens' trainer, fed with a teacher's activations on our shards.
+
+Of several ranks the first trains; the others help it with the activations.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -15,10 +20,12 @@ from cocomix.concepts.load_sae import load_sae
 from cocomix.concepts.pair import measure_fit
 from cocomix.concepts.sae_saelens import SAELENS_CONFIG, SAELENS_WEIGHTS
 from cocomix.concepts.settings import SaeTrainSettings
+from cocomix.concepts.shared_activations import ActivationHelper, Open, SharedBatches
 from cocomix.concepts.teacher import Teacher, load_teacher, pick_device, pick_dtype
 from cocomix.data.dataset import Dataset
+from cocomix.dist.lead import Crew, led
 from cocomix.errors import UserError, explained
-from cocomix.files import TEMPORARY_SUFFIX, read_json, sync_folder, write_json
+from cocomix.files import TEMPORARY_SUFFIX, read_json, sync_folder, write_json, write_text
 from cocomix.progress import progress, say
 from cocomix.stopping import Stopped, StopRequest
 
@@ -30,15 +37,21 @@ FREE = {"out", "device", "checkpoint_seconds", "batch_windows"}
 
 
 def train_sae(settings: SaeTrainSettings) -> dict[str, Any]:
-    """Trains, or goes on, or returns at once when finished. Returns ``training.json``.
+    """Trains, or goes on, or returns at once when finished. Returns ``training.json``, on all ranks that have joined.
 
     ``out`` becomes a folder in SAELens 6's inference layout, with activations scaled to norm √d in training and
-    the scale folded into the weights at the end. Raises :class:`UserError` when settings do not fit or ``out``
-    holds another training, :class:`Stopped` after a checkpoint when a signal asked to stop.
+    the scale folded into the weights at the end. The weights do not depend on the number of ranks. ``seconds`` of the
+    record is the time that training took, ``rank_seconds`` the time that ranks worked on it, added up. Raises
+    :class:`UserError` when settings do not fit or ``out`` holds another training, :class:`Stopped` after a checkpoint
+    when a signal asked any rank to stop.
     """
+    helper = ActivationHelper(lambda: _batches(settings, Dataset.open(settings.data)))
+    return led(lambda crew: _train(settings, crew), helper)
+
+
+def _train(settings: SaeTrainSettings, crew: Crew) -> dict[str, Any]:
     out = Path(settings.out)
     dataset = Dataset.open(settings.data)
-    window = settings.window or dataset.window
     identity = {
         "dataset": dataset.fingerprint,
         "settings": settings.model_dump(mode="json", exclude=FREE) | {"data": None},
@@ -50,14 +63,25 @@ def train_sae(settings: SaeTrainSettings) -> dict[str, Any]:
         return record
     if out.is_dir() and any(out.iterdir()) and not list(out.glob("checkpoint-*")):
         raise UserError(f"out={out} holds files of something else: choose another folder")
-    device = pick_device(settings.device)
-    teacher = load_teacher(
-        settings.teacher, settings.block, dataset, window, device, pick_dtype(settings.dtype, device)
-    )
-    split = dataset.split("train")
+    crew.deal([Open()] * crew.helpers)
+    batches = SharedBatches(**vars(_batches(settings, dataset)), crew=crew)
+    crew.collect()
+    training = _Training(settings, batches, identity, out)
+    with explained(out):  # a folder that cannot be written to is told before the work, not after it
+        out.mkdir(parents=True, exist_ok=True)
+    training.resume()
+    training.fit()
+    return training.finish()
+
+
+def _batches(settings: SaeTrainSettings, dataset: Dataset) -> ActivationBatches:
+    """Loads the teacher onto this rank's device."""
+    window, device, split = settings.window or dataset.window, pick_device(settings.device), dataset.split("train")
+    dtype = pick_dtype(settings.dtype, device)
+    teacher = load_teacher(settings.teacher, settings.block, dataset, window, device, dtype)
     if not split.count(window):
         raise UserError(f"window={window} is longer than every shard of {dataset.folder}: give a smaller window")
-    batches = ActivationBatches(
+    return ActivationBatches(
         teacher,
         split,
         window,
@@ -66,30 +90,17 @@ def train_sae(settings: SaeTrainSettings) -> dict[str, Any]:
         settings.batch_windows,
         settings.seed,
     )
-    training = _Training(settings, teacher, batches, identity, out)
-    with explained(out):  # a folder that cannot be written to is told before the work, not after it
-        out.mkdir(parents=True, exist_ok=True)
-    training.resume()
-    training.fit()
-    return training.finish(window)
 
 
 class _Training:
     """SAELens' trainer, driven step by step."""
 
-    def __init__(
-        self,
-        settings: SaeTrainSettings,
-        teacher: Teacher,
-        batches: ActivationBatches,
-        identity: dict[str, Any],
-        out: Path,
-    ) -> None:
-        self.settings, self.teacher, self.batches = settings, teacher, batches
+    def __init__(self, settings: SaeTrainSettings, batches: SharedBatches, identity: dict[str, Any], out: Path) -> None:
+        self.settings, self.teacher, self.batches = settings, batches.teacher, batches
         self.identity, self.out = identity, out
         self.steps = settings.tokens // settings.batch_tokens
-        self.seconds = 0.0
-        self.trainer: Any = _saelens_trainer(settings, teacher, self.steps)
+        self.seconds = self.seconds_of_helpers = 0.0
+        self.trainer: Any = _saelens_trainer(settings, self.teacher, self.steps)
 
     @property
     def step(self) -> int:
@@ -105,18 +116,27 @@ class _Training:
             self.trainer.sae.load_weights_from_checkpoint(found[-1])
             self.trainer.load_trainer_state(found[-1])
             self.seconds = state["seconds"]
+            self.seconds_of_helpers = state.get("rank_seconds", self.seconds) - self.seconds
             say(f"{self.out}: going on at step {self.step:,} of {self.steps:,}")
+            self.batches.expect([*self._buffers_left(), 0])
             return
+        self.batches.expect([0, *self._buffers_left(), 0])  # the first for the scale, the last for the fit
         first = self.batches.buffer(0)
         scale = float(self.teacher.width**0.5 / first.norm(dim=-1).mean())
         self.trainer.activation_scaler.scaling_factor = scale
         self.trainer.sae.b_dec.data.copy_(first.mean(0) * scale)
+
+    def _buffers_left(self) -> range:
+        """The buffers that the steps from here to the end are taken from."""
+        size = self.batches.batches_per_buffer
+        return range(self.step // size, -(-self.steps // size) if self.step < self.steps else 0)
 
     def fit(self) -> None:
         """Steps to the end, with checkpoints on the way."""
         settings, note = self.settings, ""
         source = self.batches.batches(self.step)
         clock = saved = time.perf_counter()
+        helped = self.seconds_of_helpers - self.batches.seconds_of_helpers
         tokens = self.steps * settings.batch_tokens
         with StopRequest() as stop, progress("SAE, tokens", tokens, self.step * settings.batch_tokens) as bar:
             while self.step < self.steps:
@@ -127,7 +147,8 @@ class _Training:
                 bar.advance(settings.batch_tokens, note)
                 now = time.perf_counter()
                 self.seconds, clock = self.seconds + now - clock, now
-                stopping = stop.requested and self.step < self.steps
+                self.seconds_of_helpers = helped + self.batches.seconds_of_helpers
+                stopping = (stop.requested or self.batches.crew.stop_asked) and self.step < self.steps
                 # Also at the end: what comes then may meet a full disk, and the steps are not lost.
                 if stopping or now - saved > settings.checkpoint_seconds or self.step == self.steps:
                     self._save()
@@ -145,7 +166,7 @@ class _Training:
                 temporary.mkdir(parents=True)
                 self.trainer.sae.save_model(temporary)
                 self.trainer.save_trainer_state(temporary)
-                write_json(temporary / STATE, {**self.identity, "seconds": self.seconds})
+                write_json(temporary / STATE, {**self.identity, **self._times()})
                 _sync_files(temporary)
                 temporary.replace(folder)
                 sync_folder(self.out)
@@ -155,15 +176,19 @@ class _Training:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def finish(self, window: int) -> dict[str, Any]:
+    def _times(self) -> dict[str, float]:
+        return {"seconds": self.seconds, "rank_seconds": self.seconds + self.seconds_of_helpers}
+
+    def finish(self) -> dict[str, Any]:
         """Folds the scale, writes the inference layout, then ``training.json``, and measures the fit."""
-        settings, trainer = self.settings, self.trainer
+        settings, trainer, window = self.settings, self.trainer, self.batches.window
         trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
         trainer.set_final_sae_metadata()
         temporary = self.out / f"inference{TEMPORARY_SUFFIX}"
         try:
             with explained(self.out):
                 trainer.sae.save_inference_model(temporary)
+                _order_keys(temporary / SAELENS_CONFIG)
                 _sync_files(temporary)
                 for name in (SAELENS_WEIGHTS, SAELENS_CONFIG):
                     (temporary / name).replace(self.out / name)
@@ -185,7 +210,7 @@ class _Training:
             "tokens": tokens,
             "flops": activation_flops(self.teacher, window) * read
             + sae_step_flops(self.teacher.width, settings.latents) * tokens,
-            "seconds": self.seconds,
+            **self._times(),
             "fit": fit._asdict(),
             "dead_share": float(trainer.dead_neurons.float().mean()),
         }
@@ -254,9 +279,13 @@ def _refuse_other(out: Path, found: dict[str, Any], identity: dict[str, Any]) ->
         raise UserError(f"out={out} holds an SAE trained on another dataset: choose another folder")
 
 
-def _sync_files(folder: Path) -> None:
-    import os
+def _order_keys(path: Path) -> None:
+    """SAELens writes them in another order each time; equal trainings shall give equal bytes."""
+    config = read_json(path, "an SAE's configuration")
+    write_text(path, json.dumps(config, sort_keys=True, indent=1) + "\n")
 
+
+def _sync_files(folder: Path) -> None:
     for path in folder.iterdir():
         with path.open("rb+") as file:
             os.fsync(file.fileno())

@@ -4,6 +4,9 @@ While it works, ``prepare.json`` in the folder says what is being made and which
 shard counts once it stands there. A later run reads the source from its beginning, passes over the
 documents of complete shards without encoding them, and so writes the very bytes that an uninterrupted run
 writes. ``dataset.json`` comes last.
+
+Of several ranks the first does all this; the others help it with the encoding, which is nearly all of the work. So the
+bytes are the same for any number of ranks, and one number of them goes on where another stopped.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cocomix.data.dataset import FORMAT, MANIFEST
+from cocomix.data.encoding import EncodingHelper, SharedEncoder, share_cores
 from cocomix.data.heldout import HoldOut, divide, fair_hold_out, position_of
 from cocomix.data.inplace import is_nanogpt_folder, take_in_place
 from cocomix.data.made import STATE, finished
@@ -24,6 +28,8 @@ from cocomix.data.settings import PrepareSettings
 from cocomix.data.shards import TRAIN, VAL, ShardWriter
 from cocomix.data.sources import Source, open_source
 from cocomix.data.tokenizer import Encoder, load_tokenizer, save_tokenizer, tokenizer_hash, train_tokenizer
+from cocomix.dist.lead import Crew, led
+from cocomix.dist.world import current
 from cocomix.errors import UserError, explained
 from cocomix.files import read_json, write_json
 from cocomix.progress import Bar, progress, say
@@ -48,30 +54,42 @@ class Placed:
 
 
 def prepare(settings: PrepareSettings) -> dict[str, Any]:
-    """Makes the dataset folder ``settings.out`` and returns its manifest.
+    """Makes the dataset folder ``settings.out`` and returns its manifest, on all ranks that have joined.
 
     Raises :class:`UserError` for a source that cannot be read, too little text for a window in each split,
-    or a folder that holds something made otherwise; :class:`Stopped` after a signal (run again, it goes
-    on).
+    or a folder that holds something made otherwise; :class:`Stopped` after a signal to any rank (run again, it goes
+    on, also on another number of ranks).
     """
-    if is_nanogpt_folder(settings.source):
-        return take_in_place(settings)
-    return prepare_from(open_source(settings), settings)
+
+    def work(crew: Crew) -> dict[str, Any]:
+        if is_nanogpt_folder(settings.source):
+            return take_in_place(settings)
+        return _prepare(open_source(settings), settings, crew)
+
+    share_cores(current())
+    return led(work, EncodingHelper())
 
 
 def prepare_from(source: Source, settings: PrepareSettings) -> dict[str, Any]:
-    """:func:`prepare` for an open source, which stands in for ``settings.source``."""
+    """:func:`prepare` for an open source, which stands in for ``settings.source``; only rank 0 reads it."""
+    share_cores(current())
+    return led(lambda crew: _prepare(source, settings, crew), EncodingHelper())
+
+
+def _prepare(source: Source, settings: PrepareSettings, crew: Crew) -> dict[str, Any]:
     out = Path(settings.out)
     made_of = {"source": source.identity, "settings": settings.choices()}
     manifest = finished(out, made_of)
-    return _Preparation(settings, source, out, made_of).run() if manifest is None else manifest
+    return _Preparation(settings, source, out, made_of, crew).run() if manifest is None else manifest
 
 
 class _Preparation:
     """One run of ``prepare``: its state is what ``prepare.json`` holds."""
 
-    def __init__(self, settings: PrepareSettings, source: Source, out: Path, made_of: dict[str, Any]) -> None:
-        self.settings, self.source, self.out, self.made_of = settings, source, out, made_of
+    def __init__(
+        self, settings: PrepareSettings, source: Source, out: Path, made_of: dict[str, Any], crew: Crew
+    ) -> None:
+        self.settings, self.source, self.out, self.made_of, self.crew = settings, source, out, made_of, crew
         state = read_json(out / STATE, "an unfinished dataset's state") if (out / STATE).exists() else {}
         self.hold_out = HoldOut(**state.get("hold_out", {"below": settings.val_fraction}))
         self.tokenizer_sha256: str | None = state.get("tokenizer_sha256")
@@ -83,7 +101,8 @@ class _Preparation:
             self.out.mkdir(parents=True, exist_ok=True)
         self._save_state()
         with self.stop:
-            self.encoder, tokenizer = self._encoder()
+            tokenizer = self._tokenizer()
+            self.encoder = SharedEncoder(self.crew, Encoder(tokenizer), self.out / "tokenizer")
             dtype = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
             counts = self._write_shards(dtype)
             if not all(writer.fills(self.settings.window) for writer in self.shards.values()):
@@ -109,7 +128,7 @@ class _Preparation:
             },
         )
 
-    def _encoder(self) -> tuple[Encoder, PreTrainedTokenizerBase]:
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
         folder = self.out / "tokenizer"
         if self.tokenizer_sha256 is not None and folder.is_dir():
             tokenizer = load_tokenizer(str(folder))
@@ -117,7 +136,7 @@ class _Preparation:
                 raise UserError(
                     f"{folder} was changed since this dataset was begun: delete {self.out} and prepare again"
                 )
-            return Encoder(tokenizer), tokenizer
+            return tokenizer
         if self.settings.tokenizer is not None:
             tokenizer = load_tokenizer(self.settings.tokenizer)
         else:
@@ -127,7 +146,7 @@ class _Preparation:
         tokenizer = load_tokenizer(str(folder))
         self.tokenizer_sha256 = tokenizer_hash(tokenizer)
         self._save_state()
-        return Encoder(tokenizer), tokenizer
+        return tokenizer
 
     def _trained_tokenizer(self) -> PreTrainedTokenizerBase:
         limit, size = self.settings.tokenizer_megabytes * 1_000_000, self.settings.vocab_size
@@ -153,7 +172,7 @@ class _Preparation:
         self.empty, shown = 0, 0
         documents = itertools.islice(self.source.documents(), self.settings.limit_documents)
         for number, document in enumerate(documents):
-            if self.stop.requested:
+            if self.stop.requested or self.crew.stop_asked:
                 raise Stopped(f"complete shards are in {self.out}; the same command goes on from there")
             done = document.source_bytes // 1_000_000 if self.source.total_bytes is not None else number + 1
             if done > shown:
@@ -170,8 +189,10 @@ class _Preparation:
                 yield Placed(number, document.text, position_of(document.text, self.settings.seed))
 
     def _encoded(self, documents: Iterator[Placed]) -> Iterator[tuple[Placed, np.ndarray]]:
-        for batch in _batches(documents):
-            yield from zip(batch, self.encoder([d.text for d in batch]), strict=True)
+        batches = _batches(documents)
+        while several := list(itertools.islice(batches, self.crew.size)):
+            ids = self.encoder([[d.text for d in batch] for batch in several])
+            yield from zip(itertools.chain(*several), ids, strict=True)
 
     def _write_shards(self, dtype: str) -> dict[str, int]:
         """Brings both splits' shards to their end; returns the number of empty documents."""

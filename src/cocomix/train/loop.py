@@ -193,4 +193,4 @@ def _set_rate(run: Run) -> float:
 
 def _background(run: Run) -> bool:
     wanted = run.settings.checkpoint.background
-    return wanted == "on" or (wanted == "auto" and run.device.type == "cuda")
+    return run.device.type == "cuda" if wanted == "auto" else wanted

@@ -95,8 +95,8 @@ class CheckpointSettings(Settings):
     seconds: float | None = Field(1800.0, gt=0, description="also one when so long ago was the last; none: never")
     keep: int = Field(2, ge=1, description="the last so many are kept")
     keep_every: int | None = Field(None, ge=1, description="those at a multiple of so many steps are kept for good")
-    background: Literal["auto", "on", "off"] = Field(
-        "auto", description="write while training goes on, from a copy in the CPU's memory; auto: on CUDA"
+    background: Literal["auto"] | bool = Field(
+        "auto", description="write while training goes on, from a copy in the CPU's memory; auto: true on CUDA"
     )
 
 
