@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from cocomix.concepts import extract as extract_module
+from cocomix.concepts import labelling
 from cocomix.concepts.attribution import label_windows
 from cocomix.concepts.extract import extract
 from cocomix.concepts.labels import Labels
@@ -88,7 +88,7 @@ def test_a_stopped_and_resumed_extraction_equals_a_straight_one_byte_for_byte(
             os.kill(os.getpid(), signal.SIGTERM)
         return label_windows(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(extract_module, "label_windows", counted)
+    monkeypatch.setattr(labelling, "label_windows", counted)
     settings = _settings(own_data, sae_path, name="stopped")
     with pytest.raises(Stopped, match="the same command goes on"):
         extract(settings)
@@ -98,39 +98,43 @@ def test_a_stopped_and_resumed_extraction_equals_a_straight_one_byte_for_byte(
     straight = read_json(labelled / "labels.json", "labels")
     assert resumed["files"] == straight["files"]
     assert len(seen) * 8 < resumed["tokens"] // resumed["window"] + 8 * 8  # nothing was computed twice
-    assert not list((own_data / "labels" / "stopped").glob("*.partial"))
+    assert {path.name for path in (own_data / "labels" / "stopped").iterdir()} == {"labels.json", *straight["files"]}
 
 
 def test_a_killed_extraction_goes_on_from_what_is_durable(own_data: Path, sae_path: Path, labelled: Path) -> None:
     code = """if True:
         import sys, time, torch
         torch.set_num_threads(1)
-        import cocomix.concepts.extract as module
-        module.SECONDS_BETWEEN_SYNCS = 0.0
-        whole = module.label_windows
+        from cocomix.concepts import extract, extraction, labelling
+        extraction.SECONDS_BETWEEN_MEETINGS = 0.0
+        whole = labelling.label_windows
         def slow(*arguments):
             time.sleep(0.05)
             return whole(*arguments)
-        module.label_windows = slow
-        module.extract(module.ExtractSettings(data=sys.argv[1], sae=sys.argv[2], name="killed"))
+        labelling.label_windows = slow
+        extract.extract(extract.ExtractSettings(data=sys.argv[1], sae=sys.argv[2], name="killed"))
     """
     process = subprocess.Popen([sys.executable, "-c", code, own_data, sae_path])
     state = own_data / "labels" / "killed" / "extraction.json"
-    while process.poll() is None and not (state.is_file() and len(read_json(state, "state")["windows"]) >= 2):
+    while process.poll() is None and not (state.is_file() and _windows(state) >= 200):
         time.sleep(0.02)
     assert process.poll() is None, "it ended before it could be killed"
     process.kill()
     process.wait()
-    with next(iter((own_data / "labels" / "killed").glob("*.partial"))).open("ab") as file:
+    with next((own_data / "labels" / "killed" / "units").glob("*.partial")).open("ab") as file:
         file.write(b"torn")
     resumed = extract(_settings(own_data, sae_path, name="killed"))
     assert resumed["files"] == read_json(labelled / "labels.json", "labels")["files"]
 
 
+def _windows(state: Path) -> int:
+    return sum(map(sum, read_json(state, "state")["windows"].values()))
+
+
 def test_a_finished_extraction_returns_at_once(
     dataset: Dataset, sae_path: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extract_module, "load_pair", None)  # no model is loaded
+    monkeypatch.setattr(labelling, "load_pair", None)  # no model is loaded
     again = extract(_settings(dataset.folder, sae_path, name="shared"))
     assert again == read_json(labelled / "labels.json", "labels")
 

@@ -102,6 +102,7 @@ VERBS: list[tuple[str, str, str]] = [
     ("concepts extract", "concepts", "cocomix.concepts.settings:ExtractSettings"),
     ("concepts atlas", "concepts", "cocomix.concepts.settings:AtlasSettings"),
     ("concepts show", "concepts", "cocomix.concepts.settings:ShowSettings"),
+    ("plan", "plan", "cocomix.train.settings:TrainSettings"),
     ("train", "train", "cocomix.train.settings:TrainSettings"),
     ("eval", "eval", "cocomix.evaluate.settings:EvalSettings"),
     ("compare", "compare", "cocomix.compare.settings:CompareSettings"),

@@ -20,19 +20,28 @@ def extract(words: Words = None, json: Json = False) -> None:
     """Label every token of a dataset with the concepts that matter most to a teacher's loss.
 
     A pass forward and half a pass backward through the teacher, once for all runs; the labels lie beside the
-    token shards. Stopped or killed, the same command goes on and writes the same bytes.
+    token shards. Stopped or killed, the same command goes on and writes the same bytes, on any number of ranks: each
+    takes units of work, and the seconds that are noted are those of all ranks added up.
 
     Example:
 
       cocomix concepts extract data=data/mine sae=sae name=largest attribution.k=4 attribution.order=largest
+
+    On 8 GPUs:
+
+      torchrun --nproc-per-node 8 -m cocomix concepts extract data=data/mine sae=sae
     """
     from cocomix.concepts.extract import extract as extract_labels
     from cocomix.concepts.settings import ExtractSettings
     from cocomix.config import load_settings
+    from cocomix.dist.world import joined
 
     quiet_transformers()
     settings = load_settings(ExtractSettings, words or [])
-    manifest = extract_labels(settings)
+    with joined() as world:
+        manifest = extract_labels(settings)
+        if not world.first:
+            return
     cost, found = manifest["cost"], manifest["statistics"]
     text = (
         f"{settings.data}/labels/{settings.name}: {manifest['tokens']:,} tokens, {manifest['attribution']['k']} labels "

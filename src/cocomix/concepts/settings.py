@@ -54,14 +54,15 @@ class AttributionSettings(Settings):
 class TeacherSettings(Settings):
     """Where a teacher runs."""
 
-    device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto: cuda where there is one")
+    device: str = Field(
+        "auto", description="cpu, cuda (of several ranks each takes its own), cuda:1 …; auto: cuda where there is one"
+    )
     dtype: Dtype = Field("auto", description="the teacher's precision; auto: bfloat16 on cuda, float32 elsewhere")
 
 
-class ExtractSettings(TeacherSettings):
-    """Concept labels of a whole dataset."""
+class LabellingSettings(TeacherSettings):
+    """Which teacher and SAE label windows, and how."""
 
-    data: str = Field(description="the dataset folder")
     sae: str = Field(description="the sparse autoencoder's folder of any known format, or saelens:RELEASE/SAE_ID")
     teacher: str | None = Field(
         None,
@@ -72,22 +73,37 @@ class ExtractSettings(TeacherSettings):
         ge=0,
         description="the SAE reads the output of this block, counted from 0; none: what it was trained on",
     )
+    attribution: AttributionSettings = AttributionSettings()
+    batch_windows: int = Field(8, ge=1, description="windows that go through the teacher at once")
+    max_fvu: float = Field(
+        0.5, gt=0, description="refuse an SAE that leaves more than this share of the variance unexplained"
+    )
+    force: bool = Field(False, description="label although the SAE does not fit the teacher")
+
+
+class ExtractSettings(LabellingSettings):
+    """Concept labels of a whole dataset."""
+
+    data: str = Field(description="the dataset folder")
     name: str = Field(
         "concepts",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="the labels lie in DATA/labels/NAME",
     )
     window: int | None = Field(None, ge=1, description="tokens of a window; none: the dataset's")
-    attribution: AttributionSettings = AttributionSettings()
     train_windows: int | None = Field(
         None, ge=1, description="label only the training windows that a run reads first, this many; none: all"
     )
     train_seed: int = Field(0, ge=0, description="with train_windows: the seed of those runs")
-    batch_windows: int = Field(8, ge=1, description="windows that go through the teacher at once")
-    max_fvu: float = Field(
-        0.5, gt=0, description="refuse an SAE that leaves more than this share of the variance unexplained"
+    unit_tokens: int = Field(
+        1_048_576,
+        ge=1,
+        description="tokens of a unit of work, which one rank takes; labels do not depend on it",
     )
-    force: bool = Field(False, description="extract although the SAE does not fit the teacher")
+
+
+class OnlineSettings(LabellingSettings):
+    """Concept labels made while a run trains, without a cache."""
 
 
 class SaeTrainSettings(TeacherSettings):

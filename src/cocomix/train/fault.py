@@ -14,6 +14,7 @@ from cocomix.dist.world import shared
 from cocomix.errors import UserError
 from cocomix.files import read_json, write_json
 from cocomix.train.checkpoint import Checkpoints, load_weights
+from cocomix.train.inputs import read_batch
 from cocomix.train.step import NonFinite
 
 if TYPE_CHECKING:
@@ -56,8 +57,6 @@ def replay(run: Run) -> dict[str, Any]:
     first module whose output is not finite; and the weights that are not finite already. Raises :class:`UserError`
     where no fault was kept.
     """
-    from cocomix.train.loop import read_batch
-
     if run.world.size > 1:
         raise UserError("--replay-batch looks at a step on one process: call it without torchrun")
     if not (run.folder / RECORD).is_file():

@@ -1,4 +1,4 @@
-"""Are the shards and labels still what was written? Their hashes, by all ranks together, before training begins."""
+"""What a run reads: the windows of a step; and, before it begins, whether shards and labels are what was written."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cocomix.concepts.labels import Labels
+from cocomix.data.batches import Batch, sample_batch
 from cocomix.errors import UserError
 from cocomix.files import sha256_file
 from cocomix.progress import progress
 
 if TYPE_CHECKING:
     from cocomix.train.run import Run
+
+
+def read_batch(run: Run, step: int, rank: int | None = None) -> Batch:
+    """The windows of step ``step`` that are a rank's (default: this one's), on the CPU."""
+    rank = run.world.rank if rank is None else rank
+    first = step * run.settings.batch_windows + rank * run.share
+    return sample_batch(run.split, run.window, run.settings.seed, first, run.share, run.columns)
 
 
 def check_inputs(run: Run) -> None:

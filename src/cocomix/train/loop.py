@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cocomix.concepts.labels import Labels
-from cocomix.data.batches import Batch, sample_batch
 from cocomix.evaluate.perplexity import evaluate_documents
 from cocomix.progress import progress
 from cocomix.stopping import Stopped, StopRequest
@@ -18,6 +17,7 @@ from cocomix.train.budget import passes
 from cocomix.train.build import learning_rate, set_learning_rate
 from cocomix.train.checkpoint import Checkpoints
 from cocomix.train.fault import told
+from cocomix.train.inputs import read_batch
 from cocomix.train.logs import numbers, open_logs
 from cocomix.train.metrics import JsonLines, measured_peak
 from cocomix.train.prefetch import prefetching
@@ -86,13 +86,6 @@ def fit(run: Run) -> None:
                 records.close()
                 raise Stopped(f"{run.folder} is saved at step {counters.step:,}; the same command goes on from there")
     records.close()
-
-
-def read_batch(run: Run, step: int, rank: int | None = None) -> Batch:
-    """The windows of step ``step`` that are a rank's (default: this one's), on the CPU."""
-    rank = run.world.rank if rank is None else rank
-    first = step * run.settings.batch_windows + rank * run.share
-    return sample_batch(run.split, run.window, run.settings.seed, first, run.share, run.columns)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -1,0 +1,89 @@
+"""Labels made while a run trains: for one pass over a text that no second run will read."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from jaxtyping import Int
+
+from cocomix.concepts.coverage import Coverage
+from cocomix.concepts.identity import label_identity
+from cocomix.concepts.labelling import Labeller, upstream_costs
+from cocomix.concepts.pair import named
+from cocomix.concepts.settings import OnlineSettings
+from cocomix.data.dataset import Dataset, Split
+from cocomix.files import sha256_json
+
+
+class OnlineLabels:
+    """A column source (see :mod:`cocomix.data.batches`) that asks the teacher each time; keeps nothing.
+
+    What is read twice is labelled and paid for twice. The labels are those that
+    :func:`cocomix.concepts.extract.extract` would have written, but for scores that are equal to their last bits:
+    there other windows in the same batch decide.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        labeller: Labeller,
+        batch_windows: int,
+        fingerprint: str,
+        upstream: dict[str, dict[str, float] | None],
+    ) -> None:
+        self._splits = {name: dataset.split(name) for name in dataset.manifest["splits"]}
+        self._labeller, self._batch_windows = labeller, batch_windows
+        self.concepts: int = labeller.sae.latents
+        """Size C of the dictionary."""
+        self.k: int = labeller.attribution.k
+        """Labels a token, K_attr."""
+        self.window: int = labeller.window
+        self.fingerprint = fingerprint
+        """Hash over what the labels are of: dataset, window, teacher, block, precision, SAE, attribution."""
+        self.upstream = upstream
+        """What the ``teacher`` and the ``sae`` cost to train: {"flops", "seconds"} each, or None."""
+        self.flops_per_token = labeller.flops_per_token
+        self.tokens = 0
+        """Tokens labelled so far; a resumed run sets it, like ``seconds``, to what it had counted."""
+        self.seconds = 0.0
+        """Time spent on labels so far."""
+
+    @classmethod
+    def open(cls, dataset: Dataset, window: int, settings: OnlineSettings) -> OnlineLabels:
+        """Loads teacher and SAE for windows of ``window`` tokens of ``dataset``.
+
+        Raises :class:`UserError` as an extraction does when the parts do not fit. Every rank opens its own; they
+        exchange nothing here, so call it in ``world.together()``.
+        """
+        names = named(settings)
+        fingerprint = sha256_json(label_identity(settings, dataset, window, names))
+        labeller = Labeller.open(settings, names, dataset, window)
+        return cls(dataset, labeller, settings.batch_windows, fingerprint, upstream_costs(names, settings.sae))
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """``flops_per_token``, counted, and ``seconds_per_token``, measured so far (0 before the first window)."""
+        return {"flops_per_token": self.flops_per_token, "seconds_per_token": self.seconds / max(self.tokens, 1)}
+
+    @property
+    def coverage(self) -> Coverage:
+        """Every window has labels."""
+        return Coverage()
+
+    def check_covers(self, split: Split, seed: int, samples: int) -> None:
+        """A run may read what it likes."""
+
+    def read(self, split: str, window_ids: Int[np.ndarray, " N"]) -> Int[np.ndarray, "N T K"]:
+        """Concept ids, int64, the best label first; −1: no label. ``batch_windows`` windows at once, in their order.
+
+        Raises :class:`UserError` when the teacher's numbers are not finite.
+        """
+        start = time.perf_counter()
+        ids = np.empty((len(window_ids), self.window, self.k), dtype=np.int64)
+        for first in range(0, len(window_ids), self._batch_windows):
+            part = slice(first, first + self._batch_windows)
+            ids[part] = self._labeller.label(self._splits[split], window_ids[part]).ids
+        self.seconds += time.perf_counter() - start
+        self.tokens += len(window_ids) * self.window
+        return ids

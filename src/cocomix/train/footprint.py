@@ -1,0 +1,203 @@
+"""What a training step takes of one rank's memory, found by running it on tensors that have shapes and no contents.
+
+The step is the real one (:func:`cocomix.train.step.train_step`, its optimizers, FSDP2 over as many ranks as wanted);
+only the arithmetic is left out (PyTorch's FakeTensorMode), so that 1.4 billion parameters take seconds on a laptop,
+while :class:`cocomix.train.live_bytes.LiveBytes` counts what exists at each moment. Counted are tensors' bytes: not what an
+allocator loses to fragments, nor what a device's libraries hold for themselves; nothing is taken off for what
+torch.compile saves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from cocomix.data.batches import Batch
+from cocomix.dist.parallel import Spread, mesh_of, shard
+from cocomix.dist.settings import DistSettings
+from cocomix.errors import UserError
+from cocomix.losses.terms import Term
+from cocomix.model.config import CoCoMixConfig
+from cocomix.model.modeling import CoCoMixForCausalLM
+from cocomix.train.build import build_optimizers
+from cocomix.train.live_bytes import GRADIENTS, OPTIMIZER, LiveBytes, local
+from cocomix.train.settings import OptimizerSettings
+from cocomix.train.step import train_step
+
+WEIGHTS = "weights"
+
+
+class Work(NamedTuple):
+    """What one rank does in a step."""
+
+    windows: int
+    """Windows of a micro-batch."""
+    window: int
+    """Tokens of a window."""
+    micro_batches: int
+    labels: int
+    """Concept labels a token."""
+    bf16: bool
+    checkpointing: bool
+    cuda: bool
+    """Whether autocast is to choose precisions as it does on CUDA."""
+
+
+class State(NamedTuple):
+    """Bytes that a rank holds from step to step (gradients: to a step's end)."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+
+class Footprint(NamedTuple):
+    """One rank's memory."""
+
+    state: State
+    parts: dict[str, int]
+    """Bytes at the fullest moment of a step, by part: weights, and :data:`cocomix.train.live_bytes.PARTS`."""
+    host: int
+    """Bytes in the CPU's memory, with offloading."""
+    checkpoint: int
+    """Bytes of weights and optimizer state of all ranks together."""
+
+    @property
+    def peak(self) -> int:
+        """All parts together."""
+        return sum(self.parts.values())
+
+
+def footprint(
+    config: CoCoMixConfig,
+    terms: Sequence[tuple[Term, float]],
+    optimizer: OptimizerSettings,
+    dist: DistSettings,
+    ranks: int,
+    work: Work,
+) -> Footprint:
+    """The footprint of rank 0 of ``ranks``, the fullest; raises :class:`UserError` when the ranks do not divide."""
+    sharded = dist.strategy == "fsdp" and ranks > 1
+    with warnings.catch_warnings(), simulated_ranks(ranks if sharded else 1):
+        mesh = mesh_of(dist, ranks, "cpu") if sharded else None  # made of real numbers: not under the fake mode
+        with FakeTensorMode():
+            model = CoCoMixForCausalLM(config).train()
+            if work.checkpointing:
+                warnings.filterwarnings("ignore", message="`gradient_checkpointing_enable` is deprecated")
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            if work.cuda and work.bf16:
+                _cast_as_on_cuda(model.blocks)
+            if mesh is not None:
+                others = [model.mixer] if model.mixer is not None else []
+                # Where weights are offloaded to makes no difference to their number.
+                kept = dist.model_copy(update={"offload": False})
+                shard(model, list(model.blocks), others, kept, mesh, work.bf16)
+            found = _dry_run(Spread(model, model, ranks), terms, build_optimizers(model, optimizer), work)
+    return _offloaded(found) if sharded and dist.offload else found
+
+
+def _dry_run(
+    spread: Spread, terms: Sequence[tuple[Term, float]], optimizers: list[torch.optim.Optimizer], work: Work
+) -> Footprint:
+    model: Any = spread.plain
+    buckets = spread.ranks > 1 and not spread.sharded
+    # From the second micro-batch on nothing changes but that the last one ends the summing. Under DDP gradients lie in
+    # buckets that stay from step to step: as if there always were a micro-batch before. Where several are summed, the
+    # sum lies beside the buckets until the last one.
+    number = 2 if buckets else min(work.micro_batches, 2)
+    batch = _batch(terms, work)
+
+    def step(micro_batches: int) -> None:
+        autocast = torch.autocast("cpu", torch.bfloat16) if work.bf16 else contextlib.nullcontext()
+        train_step(spread, terms, [batch] * micro_batches, optimizers, 1.0, autocast)
+
+    with LiveBytes(model, work.windows * work.window) as live:
+        step(1)  # after it optimizers have their state
+        live.begin(optimizers)
+        step(number)
+    weights = [local(p) for p in model.parameters()]
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    state = [v for o in optimizers for entry in o.state.values() for v in entry.values() if isinstance(v, Tensor)]
+    own = State(
+        _bytes(weights), _bytes(weights) if buckets else _bytes(map(local, gradients)), _bytes(map(local, state))
+    )
+    parts = {WEIGHTS: own.weights, **live.fullest}
+    if buckets:
+        parts[GRADIENTS] = own.weights + (parts[GRADIENTS] if work.micro_batches > 1 else 0)
+    return Footprint(own, parts, 0, _bytes(model.parameters()) + _bytes(state))
+
+
+def _offloaded(found: Footprint) -> Footprint:
+    """A rank's own weights, optimizer state and sharded gradients lie with the CPU; the device keeps the rest."""
+    return found._replace(parts={**found.parts, WEIGHTS: 0, OPTIMIZER: 0}, host=sum(found.state))
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+
+
+def _batch(terms: Sequence[tuple[Term, float]], work: Work) -> Batch:
+    shape = (work.windows, work.window)
+    columns = {}
+    for name in sorted({name for term, _ in terms for name in term.columns}):
+        if name != "concept_ids":
+            raise UserError(
+                f"losses: one reads {name}, whose memory 'cocomix plan' cannot tell: leave it out of the plan"
+            )
+        columns[name] = torch.zeros(*shape, work.labels, dtype=torch.long)
+    ids = torch.zeros(shape, dtype=torch.long)
+    return Batch(np.arange(work.windows), ids, ids.clone(), columns)
+
+
+class _CudaCasts(TorchFunctionMode):
+    """Autocast on a CPU leaves in bfloat16 what on CUDA runs in float32: of PyTorch's list ("CUDA Ops that can autocast
+    to float32") those that backbones use. GPT-2's activation function keeps nearly twice the bytes for it."""
+
+    WIDE = frozenset({torch.pow, Tensor.pow, Tensor.__pow__, torch.rsqrt, Tensor.rsqrt, torch.exp, Tensor.exp,
+                      torch.sum, Tensor.sum, nn.functional.layer_norm, nn.functional.softmax})  # fmt: skip
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in self.WIDE and args and isinstance(args[0], Tensor) and args[0].dtype == torch.bfloat16:
+            args = (args[0].float(), *args[1:])
+        return function(*args, **(kwargs or {}))
+
+
+def _cast_as_on_cuda(blocks: nn.ModuleList) -> None:
+    """Puts the casts on the blocks' parts, so that they are there when a block is run again."""
+
+    def wrapped(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with _CudaCasts():
+                return forward(*args, **kwargs)
+
+        return run
+
+    for part in (part for block in blocks for part in block.children()):
+        part.forward = wrapped(part.forward)  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def simulated_ranks(ranks: int) -> Iterator[None]:
+    """A process group in which this process is rank 0 of ``ranks`` and what it exchanges goes nowhere."""
+    if ranks == 1:
+        yield
+        return
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    if dist.is_initialized():
+        raise UserError("--gpus: 'cocomix plan' simulates the ranks itself: run it as one process, without torchrun")
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # of in-place work on its output
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

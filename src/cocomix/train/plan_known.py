@@ -1,0 +1,103 @@
+"""What is known of a run that is planned, and what has to be assumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import AutoConfig
+
+from cocomix.concepts.labels import MANIFEST, Labels
+from cocomix.data.dataset import Dataset
+from cocomix.errors import UserError
+from cocomix.losses.terms import Term, loss_terms
+from cocomix.model.config import CoCoMixConfig
+from cocomix.train.backbone import OF_A_FILE, OPTION, find_backbone
+from cocomix.train.build import model_config
+from cocomix.train.plan_labels import LabelCosts, costs_of_labels, costs_of_teacher
+from cocomix.train.plan_settings import NOT_YET, PlanSettings
+from cocomix.train.settings import ModelSettings, TrainSettings
+
+VOCABULARY, WINDOW, CONCEPTS = 50257, 1024, 32768
+"""Assumed where nothing says otherwise: the paper's."""
+
+
+class Known(NamedTuple):
+    """What the recipe and its data say, with assumptions in the place of what they do not."""
+
+    config: CoCoMixConfig
+    terms: list[tuple[Term, float]]
+    window: int
+    train_tokens: int | None
+    """Of the dataset; None where there is none yet."""
+    labels: LabelCosts | None
+    """None where no loss reads labels."""
+    assumed: list[str]
+    """In words, with the setting that says otherwise."""
+
+
+def look(settings: TrainSettings, planned: PlanSettings) -> Known:
+    """What is known of a run; nothing is read but manifests and configurations.
+
+    Raises :class:`UserError` where the parts of the recipe do not fit together, or what it names is damaged.
+    """
+    assumed: list[str] = []
+    terms = loss_terms(settings.losses)
+    model = _with_configuration(settings.model)
+    folder, train_tokens = Path(settings.data.path), None
+    if folder.is_dir():
+        dataset = Dataset.read(folder)
+        train_tokens = sum(shard["tokens"] for shard in dataset.manifest["splits"]["train"]["shards"])
+    else:
+        if settings.data.path != NOT_YET:
+            assumed.append(f"data.path={folder} is not there, so text without an end")
+        dataset = _imagined(model.backbone, settings, assumed)
+    window = settings.data.window or dataset.window
+    concepts, labels = model.num_concepts, None
+    if any("concept_ids" in term.columns for term, _ in terms):
+        found = _labels(dataset, settings.data.labels)
+        if found is not None:
+            concepts, labels = concepts or found.concepts, costs_of_labels(found.manifest)
+        else:
+            labels = costs_of_teacher(planned.teacher, planned.block, concepts or CONCEPTS, window)
+            assumed.append(f"labels by {labels.teacher} (--teacher, --block)")
+    if model.mixer == "concept" and concepts is None:
+        concepts = CONCEPTS
+        assumed.append(f"{CONCEPTS:,} concepts (model.num_concepts)")
+    return Known(model_config(model, dataset, window, concepts), terms, window, train_tokens, labels, assumed)
+
+
+def _with_configuration(model: ModelSettings) -> ModelSettings:
+    """A pretrained backbone's configuration in the place of its name: its weights are not wanted here."""
+    if model.from_backbone is None:
+        return model
+    source = find_backbone(model.from_backbone)
+    try:
+        config: Any = AutoConfig.from_pretrained(source.where, **source.arguments)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{OPTION}={model.from_backbone}: its configuration cannot be read, here or on the hub: give the folder of "
+            "a causal language model"
+        ) from error
+    values = {key: value for key, value in config.get_text_config().to_dict().items() if key not in OF_A_FILE}
+    return model.model_copy(update={"from_backbone": None, "backbone": values})
+
+
+def _imagined(backbone: dict[str, Any], settings: TrainSettings, assumed: list[str]) -> Dataset:
+    """A dataset that suits the model, without a file."""
+    vocabulary = backbone.get("vocab_size")
+    if vocabulary is None:
+        vocabulary = VOCABULARY
+        assumed.append(f"a vocabulary of {VOCABULARY:,} (model.backbone.vocab_size)")
+    window = backbone.get("n_positions") or backbone.get("max_position_embeddings")
+    if window is None and settings.data.window is None:
+        window = WINDOW
+        assumed.append(f"windows of {WINDOW:,} tokens (data.window)")
+    manifest = {"vocab_size": vocabulary, "eos_id": vocabulary - 1, "window": window, "dtype": "uint16", "splits": {},
+                "tokenizer": {"sha256": ""}}  # fmt: skip
+    return Dataset(Path(NOT_YET), manifest)
+
+
+def _labels(dataset: Dataset, name: str | None) -> Labels | None:
+    places = [dataset.folder / "labels" / (name or ""), Path(name or "")]
+    return Labels.open(dataset, name or "") if any((place / MANIFEST).is_file() for place in places) else None

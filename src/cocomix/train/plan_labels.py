@@ -1,0 +1,81 @@
+"""What the concept labels of a planned run will cost: of labels that are there, or of a teacher's shape alone."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from cocomix.concepts.costs import label_flops
+from cocomix.concepts.labels import label_columns
+from cocomix.concepts.sae import SparseAutoencoder, TopK, Weights
+from cocomix.concepts.settings import AttributionSettings
+from cocomix.concepts.teacher import Teacher
+from cocomix.data.gguf import find_gguf
+from cocomix.data.hub import hub_error
+from cocomix.errors import UserError
+from cocomix.places import model_place
+
+ACTIVE = 32
+"""Latents that an autoencoder keeps a token, where none is known: OpenAI's v5-32k."""
+
+
+class LabelCosts(NamedTuple):
+    """Costs of labels, a token."""
+
+    teacher: str
+    """Whose they are, in words."""
+    flops: dict[str, float]
+    """Operations, by part where it is known, and their ``total``."""
+    k: int
+    """Labels a token."""
+    bytes: int
+    """On the disk, ids and strengths."""
+
+
+def costs_of_labels(manifest: dict[str, Any]) -> LabelCosts:
+    """Of extracted labels, as their ``labels.json`` has it."""
+    k, flops = manifest["attribution"]["k"], manifest["cost"]["flops_per_token"]
+    return LabelCosts(manifest["teacher"]["name"], {"total": flops}, k, _bytes(manifest["sae"]["latents"], k))
+
+
+def costs_of_teacher(name: str | None, block: int | None, concepts: int, window: int) -> LabelCosts:
+    """Of labels still to be extracted with the default settings, from the model ``name`` (none: GPT-2 124M) and an
+    autoencoder of ``concepts`` latents on its ``block`` (none: the last below its middle, 5 of 12 as in the paper).
+
+    Raises :class:`UserError` where there is no such model, or it has no such block.
+    """
+    config: Any = AutoConfig.for_model("gpt2") if name is None else _config(name)
+    depth = config.get_text_config().num_hidden_layers
+    block = depth // 2 - 1 if block is None else block
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        title = name or "GPT-2 124M"
+        teacher = Teacher(model, block, title)
+        width = teacher.width
+        weights = Weights(*(torch.empty(shape) for shape in ((width, concepts), concepts, (concepts, width), width)))
+        sae = SparseAutoencoder(weights, TopK(min(ACTIVE, concepts)))
+    attribution = AttributionSettings()
+    flops = label_flops(teacher, sae, attribution, window, float(min(ACTIVE, concepts)))
+    words = f"{title}, read behind block {block} by an autoencoder of {concepts:,} latents"
+    return LabelCosts(words, {**flops._asdict(), "total": flops.total}, attribution.k, _bytes(concepts, attribution.k))
+
+
+def _bytes(concepts: int, k: int) -> int:
+    return sum(np.dtype(column.dtype).itemsize * column.width for column in label_columns(concepts, k))
+
+
+def _config(name: str) -> Any:
+    option = f"--teacher {name}"
+    place = model_place(name, option)
+    gguf = None if place is None or (place / "config.json").is_file() else find_gguf(place, option)
+    try:
+        if gguf is not None:
+            return AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        return AutoConfig.from_pretrained(place or name)
+    except (OSError, ValueError) as error:
+        if place is None:
+            raise hub_error("--teacher", name, error) from error
+        raise UserError(f"{option}: it holds no configuration of a model: give a model's folder or hub id") from error

@@ -1,0 +1,76 @@
+"""Whether a step fits into a rank's memory, and what would make it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cocomix.errors import UserError
+from cocomix.train.accelerators import Machine
+from cocomix.train.footprint import Footprint, Work, footprint
+from cocomix.train.plan_known import Known
+from cocomix.train.settings import TrainSettings
+
+
+def windows_per_rank(settings: TrainSettings, ranks: int) -> int:
+    """Windows of a rank's micro-batch; raises :class:`UserError` where a step's windows cannot be dealt evenly."""
+    parts = ranks * settings.micro_batches
+    if settings.batch_windows % parts:
+        raise UserError(
+            f"batch_windows={settings.batch_windows} cannot be dealt to {ranks} ranks in "
+            f"micro_batches={settings.micro_batches} each: give a multiple of {parts}"
+        )
+    return settings.batch_windows // parts
+
+
+def step_memory(settings: TrainSettings, machine: Machine, known: Known) -> Footprint:
+    """What rank 0 holds in a step of ``settings``; with ``dist.offload`` on the device alone."""
+    work = Work(
+        windows_per_rank(settings, machine.ranks),
+        known.window,
+        settings.micro_batches,
+        known.labels.k if known.labels else 0,
+        settings.precision == "bf16" or (settings.precision == "auto" and machine.cuda),
+        settings.activation_checkpointing == "blocks",
+        machine.cuda,
+    )
+    return footprint(known.config, known.terms, settings.optimizer, settings.dist, machine.ranks, work)
+
+
+def fits(memory: Footprint, machine: Machine) -> bool:
+    """Whether the step's fullest moment leaves what the machine reserves."""
+    return memory.peak <= machine.memory - machine.reserved
+
+
+def mend(settings: TrainSettings, machine: Machine, known: Known) -> list[str] | None:
+    """The mildest change of settings that lets a step fit, as words of the command line; None where none does.
+
+    More micro-batches cost nothing but gaps between kernels, sharding costs traffic, checkpointing costs arithmetic:
+    tried in this order.
+    """
+    whole = settings.batch_windows // machine.ranks
+    for words, changed in _changes(settings, machine.ranks):
+        ways = [n for n in range(settings.micro_batches, whole + 1) if whole % n == 0]
+        if not fits(_in_parts(changed, ways[-1], machine, known), machine):
+            continue
+        for parts in ways:
+            if fits(_in_parts(changed, parts, machine, known), machine):
+                return [*words, f"micro_batches={parts}"] if parts != settings.micro_batches else words
+    return None
+
+
+def _changes(settings: TrainSettings, ranks: int) -> Iterator[tuple[list[str], TrainSettings]]:
+    """The settings as they are, and with less memory for everything but the number of micro-batches."""
+    strategies = [([], settings.dist)]
+    if ranks > 1 and settings.dist.strategy != "fsdp":
+        strategies.append((["dist.strategy=fsdp"], settings.dist.model_copy(update={"strategy": "fsdp"})))
+    kinds = [([], settings.activation_checkpointing)]
+    if settings.activation_checkpointing != "blocks":
+        kinds.append((["activation_checkpointing=blocks"], "blocks"))
+    for kind_words, kind in kinds:
+        for words, dist in strategies:
+            changed = settings.model_copy(update={"dist": dist, "activation_checkpointing": kind})
+            yield [*words, *kind_words], changed
+
+
+def _in_parts(settings: TrainSettings, micro_batches: int, machine: Machine, known: Known) -> Footprint:
+    return step_memory(settings.model_copy(update={"micro_batches": micro_batches}), machine, known)
