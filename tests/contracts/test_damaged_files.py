@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 RUN = ["train", "tiny/cocomix", "model.backbone={model_type: gpt2, n_embd: 32, n_layer: 4, n_head: 4}",
-       "model.concept_k=8", "data.path=data", "data.labels=concepts", "steps=4", "batch_windows=4", "checkpoint.number=2",
-       "evaluations=1", "eval_documents=2"]  # fmt: skip
+       "model.concept_k=8", "data.path=data", "data.labels=concepts", "steps=4", "batch_windows=4",
+       "checkpoint.number=2", "evaluations=1", "eval_documents=2"]  # fmt: skip
 EXTRACT = ["concepts", "extract", "data=data", "sae=sae"]
 
 damages = pytest.mark.parametrize("how", ["missing", "truncated"])

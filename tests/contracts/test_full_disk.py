@@ -13,8 +13,8 @@ from cocomix.errors import UserError, explained
 from cocomix.train.metrics import read_lines
 
 RUN = ["train", "tiny/cocomix", "model.backbone={model_type: gpt2, n_embd: 32, n_layer: 4, n_head: 4}",
-       "model.concept_k=8", "data.path=data", "data.labels=concepts", "steps=4", "batch_windows=4", "checkpoint.number=2",
-       "evaluations=1", "eval_documents=2"]  # fmt: skip
+       "model.concept_k=8", "data.path=data", "data.labels=concepts", "steps=4", "batch_windows=4",
+       "checkpoint.number=2", "evaluations=1", "eval_documents=2"]  # fmt: skip
 SAE = ["sae", "train", "teacher=teacher", "data=data", "block=1", "tokens=2048", "latents=256", "buffer_tokens=1024"]
 TOLD = "no space left on the disk while writing "
 

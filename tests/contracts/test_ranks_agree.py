@@ -1,7 +1,8 @@
-"""One process, two ranks (DDP, FSDP2), micro-batches: the same losses; stopped and resumed on another number of ranks too."""
+"""One process, two ranks (DDP, FSDP2), micro-batches: the same losses; also stopped and resumed, on other ranks too."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,34 @@ def test_tied_embeddings_stay_tied(place: Path, strategy: str):
     names = read_tensors(checkpoint_folders(Path("tied"))[-1])
     assert "model.backbone.wte.weight" in names
     assert not any("lm_head" in name or "_orig_mod" in name or "module." in name for name in names)
+
+
+ONLINE = ["tiny/cocomix", "model.concept_k=8", "data.online.sae=sae"]
+
+
+def test_online_labels_train_like_cached_ones_on_any_number_of_ranks(place: Path):
+    go([*METHODS["cocomix"], *COMMON, "steps=10", "run=cached"])
+    go([*ONLINE, *COMMON, "steps=10", "run=online"])
+    values(on_ranks(2, go, [*ONLINE, *COMMON, "steps=10", "run=two"]))
+    assert_close("cached", "online")
+    assert_close("cached", "two")
+    lines = [read_lines(Path(run) / "metrics.jsonl")[-1] for run in ("cached", "online")]
+    assert lines[0]["flops"] == lines[1]["flops"]  # less than one pass: no window is labelled twice
+    assert lines[0]["label_seconds"] == 0 < lines[1]["label_seconds"]
+    described = json.loads(Path("online/run.json").read_text())["labels"]
+    assert described["seconds_per_token"] == pytest.approx(lines[1]["label_seconds"] / lines[1]["tokens"])
+
+
+def test_with_online_labels_a_stopped_run_equals_the_straight_one(place: Path):
+    words = [*ONLINE, *COMMON, *EPOCHS]
+    go([*words, "run=straight"])
+    go([*words, "run=broken"], 5)
+    go([*words, "run=broken"])
+    assert_same("broken", "straight")
+    values(on_ranks(2, go, [*words, "run=two"]))
+    values(on_ranks(2, go, [*words, "run=two-broken"], 5))
+    values(on_ranks(2, go, [*words, "run=two-broken"]))
+    assert_same("two-broken", "two")
 
 
 # 107 windows: with 32 a step, step 4 begins the second epoch.

@@ -57,7 +57,7 @@ def test_muon_moves_the_blocks_matrices_and_adamw_the_rest():
 def test_muon_learns_resumes_and_agrees_over_ranks(dataset, tmp_path, strategy):
     common = ["optimizer.kind=muon", "optimizer.muon_lr=3e-3", "optimizer.lr=3e-3", "schedule.kind=constant"]
     go(words(dataset, tmp_path / "one", *common))
-    assert losses(tmp_path / "one")[-1] < losses(tmp_path / "one")[0] - 0.3
+    assert losses(tmp_path / "one")[-1] < losses(tmp_path / "one")[0] - 0.1
     go(words(dataset, tmp_path / "resumed", *common, "steps=3"))
     go(words(dataset, tmp_path / "resumed", *common))
     assert losses(tmp_path / "resumed") == losses(tmp_path / "one")
@@ -76,7 +76,7 @@ def test_compiled_blocks_give_the_same_losses_and_plain_names(dataset, tmp_path,
     compiled = words(dataset, tmp_path / "compiled", *more, "compile=blocks")
     monkeypatch.setenv("COCOMIX_TEST_BACKEND", "eager")
     if strategy == "one":
-        compile_and_go(compiled)
+        values(on_ranks(1, compile_and_go, compiled))
     else:
         values(on_ranks(2, compile_and_go, [*compiled, f"dist.strategy={strategy}"]))
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), abs=1e-5)
@@ -124,7 +124,7 @@ def test_z_loss_is_the_mean_square_of_the_log_sum_exp(dataset, tmp_path):
 
 def test_z_loss_is_off_by_default_and_pulls_the_logits_down(dataset, tmp_path):
     assert "z" not in load_settings(TrainSettings, words(dataset, tmp_path / "run")).losses
-    common = ["steps=12", "optimizer.lr=1e-2"]
+    common = ["steps=30", "optimizer.lr=1e-2"]
     go(words(dataset, tmp_path / "weak", *common, "losses={ntp: 1, z: 1e-9}"))
     go(words(dataset, tmp_path / "strong", *common, "losses={ntp: 1, z: 1}"))
     assert losses(tmp_path / "strong", "z")[-1] < 0.5 * losses(tmp_path / "weak", "z")[-1]

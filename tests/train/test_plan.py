@@ -311,9 +311,9 @@ def test_a_pretrained_backbone_needs_its_configuration_alone(dataset, tmp_path):
 @pytest.mark.parametrize(
     ("words", "gpus", "memory", "due"),
     [
-        ([], 1, 12e6, ["micro_batches=4"]),
+        ([], 1, 13e6, ["micro_batches=4"]),
         ([], 1, 6.5e6, ["activation_checkpointing=blocks", "micro_batches=8"]),
-        ([], 4, 4e6, ["dist.strategy=fsdp", "micro_batches=2"]),
+        ([], 4, 7e6, ["dist.strategy=fsdp", "micro_batches=2"]),
         ([], 1, 4e6, None),
     ],
     ids=["parts", "run-again", "sharded", "hopeless"],
@@ -361,7 +361,7 @@ def test_the_verb_says_whether_a_recipe_fits(cli):
     code, out, _ = cli(*words)
     assert code == 0
     assert out.startswith("custom on 1 × NVIDIA H100 SXM (80 GB): fits\n")
-    assert "8 windows × 64 tokens" in out
+    assert "1 rank × 1 micro-batches × 8 windows × 64\n" in out
     code, out, _ = cli(*words, "--json")
     result = json.loads(out)
     assert result["memory"]["fits"] is True

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+
+from cocomix.dist.world import RankLost, launched
 
 INTERRUPTED = 130
 """What typer makes of Ctrl-C (128 + SIGINT)."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs a command line and returns its exit code: 0 done, 2 a user's mistake, 75 stopped and resumable, 69 another
-    rank was lost. Of many ranks that meet the same error, rank 0 tells it."""
+    """Runs a command line (default: this process's) and returns its exit code, see :func:`run`."""
+    code = run(words)
+    if words is None and launched()[1] > 1:
+        # A rank must not be torn down: PyTorch 2.13 may abort then, in threads of a process group, and hide the code.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def run(words: Sequence[str] | None = None) -> int:
+    """The exit code of a command line: 0 done, 2 a user's mistake, 75 stopped and resumable, 69 another rank was lost.
+
+    Of many ranks that meet the same error, rank 0 tells it.
+    """
     from cocomix.cli.app import UsageError, app, told
-    from cocomix.dist.world import RankLost
     from cocomix.errors import UserError, explained
     from cocomix.progress import is_first_rank
     from cocomix.stopping import EXIT_LOST, EXIT_STOPPED, Stopped

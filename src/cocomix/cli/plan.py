@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -66,40 +67,45 @@ def plan(
 
 def _text(result: dict[str, Any]) -> str:
     machine, memory, flops, time = (result[key] for key in ("machine", "memory", "flops_per_token", "time"))
-    batch, disk, parameters = result["batch"], result["disk"], result["parameters"]
+    batch, disk, parameters, ranks = result["batch"], result["disk"], result["parameters"], machine["ranks"]
+    by_part = (("lower", "lower blocks"), ("upper", "upper blocks"), ("mixer", "mixer"), ("head", "head"))
+    again = f", and {_flop(flops['recomputed'])} when blocks run again" if flops["recomputed"] else ""
+    labels = f", {_bytes(disk['labels'])} for the labels" if disk["labels"] else ""
+    label_time = f", and {_duration(time['label_seconds'])} for the labels" if time["label_seconds"] else ""
+    with_it, without = (_bytes(memory["peak_by_checkpointing"][kind]) for kind in ("blocks", "none"))
     lines = [
         _verdict(result),
         "",
-        f"parameters  {parameters['total']:,} of which {parameters['active']:,} are active",
-        f"operations  {_flop(flops['training'])} a token: 3 × (lower blocks {_flop(flops['lower'])}, upper "
-        f"{_flop(flops['upper'])}, head {_flop(flops['head'])}, mixer {_flop(flops['mixer'])})"
-        + (f", and {_flop(flops['recomputed'])} done again" if flops["recomputed"] else ""),
-    ]
-    if flops["labels"]:
-        parts = ", ".join(f"{name} {_flop(flops['labels'][name])}" for name in flops["labels"] if name != "total")
-        lines.append(f"labels      {_flop(flops['labels']['total'])} a token, once{f': {parts}' if parts else ''}")
-    lines += [
-        f"step        {batch['tokens']:,} tokens: {machine['ranks']} ranks × {batch['micro_batches']} micro-batches × "
-        f"{batch['windows_per_rank']} windows × {batch['window']:,} tokens",
-        f"run         {result['tokens']:,} tokens in {result['steps']:,} steps, "
+        f"parameters  {parameters['total']:,}, of which {parameters['active']:,} active",
+        f"operations  {_flop(flops['training'])} a token, 3 × ({_parts(flops, by_part)}){again}",
+        *([f"labels      {_flop(flops['labels']['total'])} a token{_of_labels(flops)}"] if flops["labels"] else []),
+        f"step        {batch['tokens']:,} tokens: {ranks} rank{'s' * (ranks > 1)} × {batch['micro_batches']} "
+        f"micro-batches × {batch['windows_per_rank']} windows × {batch['window']:,}",
+        f"run         {result['tokens']:,} tokens, {result['steps']:,} steps, "
         f"{_flop(flops['training'] * result['tokens'])}",
         "",
-        "memory of a rank at the fullest moment",
-        *(f"  {words:<26}{_bytes(memory['parts'][part]):>10}" for part, words in ROWS if memory["parts"][part]),
-        f"  {'together':<26}{_bytes(memory['peak']):>10}   of {_bytes(memory['available'])} for tensors",
-        *([f"  {'in the CPU memory':<26}{_bytes(memory['host']):>10}"] if memory["host"] else []),
-        "  with activation checkpointing {}, without {}".format(
-            *(_bytes(memory["peak_by_checkpointing"][kind]) for kind in ("blocks", "none"))
-        ),
+        "memory of a rank at the fullest moment of a step",
+        *(f"  {words:<26}{_bytes(memory['parts'][part]):>10}" for part, words in ROWS if memory["parts"][part] >= 1000),
+        f"  {'together':<26}{_bytes(memory['peak']):>10}   of {_bytes(memory['available'])} that tensors can have",
+        *([f"  {'with the CPU':<26}{_bytes(memory['host']):>10}"] if memory["host"] else []),
+        f"  activation checkpointing: {with_it} with it, {without} without",
         "",
-        f"disk        {_bytes(disk['checkpoint'])} a checkpoint, {_bytes(disk['kept'])} for those that are kept"
-        + (f", {_bytes(disk['labels'])} for the labels" if disk["labels"] else ""),
+        f"disk        {_bytes(disk['checkpoint'])} a checkpoint, {_bytes(disk['kept'])} for those kept{labels}",
         f"time        at {time['utilisation']:.0%} of {_flop(machine['peak'])}/s a rank: "
-        f"{time['tokens_per_second']:,.0f} tokens/s, {_duration(time['seconds'])}"
-        + (f", and {_duration(time['label_seconds'])} for the labels" if time["label_seconds"] else ""),
+        f"{time['tokens_per_second']:,.0f} tokens/s, {_duration(time['seconds'])}{label_time}",
+        *(f"assumed     {text}" for text in result["assumed"]),
     ]
-    lines += [f"assumed     {text}" for text in result["assumed"]]
     return "\n".join(lines)
+
+
+def _parts(flops: dict[str, Any], names: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{words} {_flop(flops[part])}" for part, words in names if flops[part])
+
+
+def _of_labels(flops: dict[str, Any]) -> str:
+    """The parts of the labels' cost, where they are known."""
+    names = [(name, name) for name in flops["labels"] if name != "total"]
+    return f": {_parts(flops['labels'], names)}" if names else ""
 
 
 def _verdict(result: dict[str, Any]) -> str:

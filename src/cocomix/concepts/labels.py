@@ -70,6 +70,16 @@ class Labels:
         return cls(folder, dataset, read_manifest(folder))
 
     @property
+    def upstream(self) -> dict[str, Any]:
+        """What the ``teacher`` and the ``sae`` cost to train: {"flops", "seconds"} each, or None."""
+        return self.manifest.get("upstream", {"teacher": None, "sae": None})
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What they are of, besides the dataset."""
+        return {name: self.manifest.get(name) for name in ("window", "teacher", "sae", "attribution", "coverage")}
+
+    @property
     def fingerprint(self) -> str:
         """Hash over the dataset and every label file's hash: the same one means the same labels."""
         return sha256_json({"dataset": self.manifest["dataset"], "files": self.manifest["files"]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -29,7 +30,7 @@ class OnlineLabels:
         dataset: Dataset,
         labeller: Labeller,
         batch_windows: int,
-        fingerprint: str,
+        identity: dict[str, Any],
         upstream: dict[str, dict[str, float] | None],
     ) -> None:
         self._splits = {name: dataset.split(name) for name in dataset.manifest["splits"]}
@@ -39,8 +40,9 @@ class OnlineLabels:
         self.k: int = labeller.attribution.k
         """Labels a token, K_attr."""
         self.window: int = labeller.window
-        self.fingerprint = fingerprint
-        """Hash over what the labels are of: dataset, window, teacher, block, precision, SAE, attribution."""
+        self.identity = identity
+        """What the labels are of: dataset, window, teacher, block, precision, SAE, attribution."""
+        self.fingerprint = sha256_json(identity)
         self.upstream = upstream
         """What the ``teacher`` and the ``sae`` cost to train: {"flops", "seconds"} each, or None."""
         self.flops_per_token = labeller.flops_per_token
@@ -57,9 +59,9 @@ class OnlineLabels:
         exchange nothing here, so call it in ``world.together()``.
         """
         names = named(settings)
-        fingerprint = sha256_json(label_identity(settings, dataset, window, names))
+        identity = label_identity(settings, dataset, window, names)
         labeller = Labeller.open(settings, names, dataset, window)
-        return cls(dataset, labeller, settings.batch_windows, fingerprint, upstream_costs(names, settings.sae))
+        return cls(dataset, labeller, settings.batch_windows, identity, upstream_costs(names, settings.sae))
 
     @property
     def cost(self) -> dict[str, float]:

@@ -209,6 +209,11 @@ def joined(timeout: float = 600.0) -> Iterator[World]:
 
     world = World(rank, size, local)
     if torch.cuda.is_available():
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"rank {local} of this machine has no GPU: it has {torch.cuda.device_count()}, start as many ranks a "
+                "machine (torchrun --nproc-per-node)"
+            )
         torch.cuda.set_device(local)
     mine = not dist.is_initialized()
     if mine:

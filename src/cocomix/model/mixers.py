@@ -77,4 +77,5 @@ class PauseMixer(nn.Module):
         self.vector = nn.Parameter(torch.zeros(hidden_size))
 
     def forward(self, hidden: Float[Tensor, "B T D"], concept_ids: Int[Tensor, "B T L"] | None = None) -> Mixed:
-        return Mixed(self.vector.to(hidden.dtype).expand_as(hidden))
+        # A copy, not a view of the weight: where weights are sharded, its memory is gone behind this forward pass.
+        return Mixed(self.vector.to(hidden.dtype).expand_as(hidden).clone())

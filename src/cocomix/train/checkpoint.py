@@ -151,8 +151,8 @@ class Checkpoints:
 def last_whole(run: Path, world: World, step: int | None = None) -> tuple[Path | None, list[Path]]:
     """The newest checkpoint whose files are what was written (or that of ``step``), and newer ones that are damaged.
 
-    What is damaged is told. None where there is no checkpoint at all; raises :class:`UserError` when there are some, but
-    none is whole, or not that of ``step``.
+    What is damaged is told. None where there is no checkpoint at all; raises :class:`UserError` when there are some,
+    but none is whole, or not that of ``step``.
     """
     folders = world.from_first(checkpoint_folders(run))
     if step is not None:

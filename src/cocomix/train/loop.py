@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cocomix.concepts.labels import Labels
+from cocomix.concepts.online import OnlineLabels
 from cocomix.evaluate.perplexity import evaluate_documents
 from cocomix.progress import progress
 from cocomix.stopping import Stopped, StopRequest
@@ -35,7 +35,7 @@ def fit(run: Run) -> None:
     """
     counters, budget, world = run.counters, run.budget, run.world
     records = Records(run)
-    ahead = not run.columns or isinstance(run.labels, Labels)  # reading is not computing
+    ahead = not isinstance(run.labels, OnlineLabels)  # there reading is computing
     with (
         StopRequest() as stop,
         progress(run.folder.name, budget.steps, counters.step) as bar,
@@ -47,6 +47,7 @@ def fit(run: Run) -> None:
         while not budget.over(counters):
             world.beat(f"in step {counters.step + 1:,}")
             before, waited, start = budget.share(counters), batches.waited, time.perf_counter()
+            labelling = _label_seconds(run)
             step_last = budget.steps is not None and counters.step + 1 >= budget.steps
             batch = batches.get(counters.step, step_last).to(run.device)
             rate = _set_rate(run)
@@ -58,16 +59,18 @@ def fit(run: Run) -> None:
                 )  # fmt: skip
             except NonFinite as fault:
                 raise told(fault, run, checkpoints) from fault
-            seconds = time.perf_counter() - start
+            labelling = _label_seconds(run) - labelling
+            seconds = time.perf_counter() - start - labelling
             limit = run.settings.checkpoint.seconds
             late = limit is not None and time.monotonic() - last_checkpoint > limit
             # What the clocks and signals say differs from rank to rank: all go by rank 0's clock and anybody's signal.
             rows = world.table(
-                [float(stop.requested), float(checkpoints.written), seconds, batches.waited - waited, float(late)]
-            )
+                [float(stop.requested), float(checkpoints.written), float(late),
+                 seconds, batches.waited - waited - labelling, labelling]
+            )  # fmt: skip
             stopping, written = any(row[0] for row in rows), all(row[1] for row in rows)
-            _, _, seconds, data_wait, late_there = rows[0]
-            count(run, result, seconds, data_wait)
+            _, _, late_there, seconds, *waits = rows[0]
+            count(run, result, seconds, *waits)
             records.step(result, rate, seconds)
             bar.advance(1, " ".join(f"{name} {value:.3f}" for name, value in result.losses.items()))
             after = budget.share(counters)
@@ -94,7 +97,7 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return int.from_bytes(digest[:7], "big")
 
 
-def count(run: Run, result: StepResult, seconds: float, data_wait: float) -> None:
+def count(run: Run, result: StepResult, seconds: float, data_wait: float, labelling: float) -> None:
     """Brings the counters one step on."""
     counters = run.counters
     counters.step += 1
@@ -102,11 +105,13 @@ def count(run: Run, result: StepResult, seconds: float, data_wait: float) -> Non
     counters.tokens += run.step_tokens
     counters.seconds += seconds
     counters.waited["data"] += data_wait
+    counters.label_seconds += labelling
     counters.flops["student"] += run.flops_per_token * run.step_tokens
     counters.follow(result.losses, run.settings.loss_average)
     if run.labels is not None and run.columns:
-        # A window's labels are extracted once, however often a run reads them.
-        labelled = min(counters.samples, run.windows) * run.window
+        # A window's labels are extracted once, however often a run reads them; made while training, each time.
+        samples = counters.samples if isinstance(run.labels, OnlineLabels) else min(counters.samples, run.windows)
+        labelled = samples * run.window
         counters.flops["teacher"] = labelled * run.labels.cost["flops_per_token"]
 
 
@@ -182,6 +187,11 @@ def _set_rate(run: Run) -> float:
     share = learning_rate(run.counters.step, steps, 1.0, run.settings.schedule)
     set_learning_rate(run.optimizers, share)
     return share * run.settings.optimizer.lr
+
+
+def _label_seconds(run: Run) -> float:
+    """Seconds that this rank has spent on labels so far."""
+    return run.labels.seconds if isinstance(run.labels, OnlineLabels) else 0.0
 
 
 def _background(run: Run) -> bool:

@@ -61,7 +61,7 @@ def plan(settings: TrainSettings, planned: PlanSettings) -> dict[str, Any]:
     return {
         "method": settings.method,
         "machine": machine._asdict(),
-        "assumed": known.assumed,
+        "assumed": known.assumed + (["torch.compile saves no memory"] if settings.compile != "none" else []),
         "parameters": count_parameters(model)._asdict(),
         "flops_per_token": {**arithmetic._asdict(), "labels": labels.flops if labels else None},
         "batch": {

@@ -12,6 +12,7 @@ import torch
 
 from cocomix import __version__
 from cocomix.concepts.labels import Labels
+from cocomix.concepts.online import OnlineLabels
 from cocomix.config import dump_yaml, read_recipe, validated
 from cocomix.data.batches import ColumnSource
 from cocomix.data.dataset import Dataset
@@ -90,12 +91,14 @@ class Run:
         self.dtype = torch.bfloat16 if bf16 else torch.float32
         self._put_on_device()
         self.optimizers = build_optimizers(self.model, settings.optimizer)
-        if isinstance(self.labels, Labels) and self.columns:
+        if self.labels is not None and self.columns:
             reads = self.budget.expected_steps(self.counters) * settings.batch_windows
             self.labels.check_covers(self.split, settings.seed, reads)
 
-    def _open_labels(self) -> Labels | None:
+    def _open_labels(self) -> Labels | OnlineLabels | None:
         settings = self.settings.data
+        if settings.online is not None:
+            return OnlineLabels.open(self.dataset, self.window, settings.online)
         if settings.labels is None:
             return None
         labels = Labels.open(self.dataset, settings.labels)
@@ -158,7 +161,7 @@ class Run:
                 "vocab_size": self.dataset.vocab_size,
                 "window": self.window,
             },
-            "labels": None if self.labels is None else _describe_labels(self.labels),
+            "labels": None if self.labels is None else _describe_labels(self.labels, self.world.size),
             "finished": finished,
         }
 
@@ -194,6 +197,9 @@ class Run:
             self.world.once(partial(set_aside, other, DAMAGED))
         with self.world.together():
             self.counters = load_checkpoint(folder, self.model, self.optimizers)
+            if isinstance(self.labels, OnlineLabels):
+                self.labels.seconds = self.counters.label_seconds
+                self.labels.tokens = self.counters.tokens // self.world.size
         if step is not None:
             later = [f for f in self.world.from_first(checkpoint_folders(self.folder)) if step_of(f) > step]
             for other in later:
@@ -312,14 +318,15 @@ def export_run(folder: str, out: str | None) -> dict[str, Any]:
     return {"folder": str(target), "class": name, "tokens": run.counters.tokens}
 
 
-def _describe_labels(labels: Labels) -> dict[str, Any]:
-    cost, of = labels.cost, labels.manifest
+def _describe_labels(labels: Labels | OnlineLabels, ranks: int) -> dict[str, Any]:
+    """What labels are and cost; seconds as if they were made by as many ranks as the run has, like the run's own."""
     return {
         "fingerprint": labels.fingerprint,
-        "flops_per_token": cost["flops_per_token"],
-        "seconds_per_token": cost["seconds_per_token"],
-        "upstream": of.get("upstream", {"teacher": None, "sae": None}),
-        "of": {name: of.get(name) for name in ("window", "teacher", "sae", "attribution", "coverage")},
+        "online": isinstance(labels, OnlineLabels),
+        "flops_per_token": labels.cost["flops_per_token"],
+        "seconds_per_token": labels.cost["seconds_per_token"] / ranks,
+        "upstream": labels.upstream,
+        "of": labels.identity,
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from cocomix.concepts.settings import OnlineSettings
 from cocomix.config import Settings
 from cocomix.dist.settings import DistSettings
 
@@ -53,6 +54,9 @@ class DataSettings(Settings):
     path: str = Field(description="dataset folder, made by 'cocomix data prepare'")
     window: int | None = Field(None, ge=2, description="tokens of a window; none: the dataset's")
     labels: str | None = Field(None, description="concept labels: a name under DATASET/labels, or a folder")
+    online: OnlineSettings | None = Field(
+        None, description="labels made while training, by this teacher and SAE, instead of data.labels"
+    )
     verify: bool = Field(True, description="compare the hashes of all shards and label files before training")
 
 
@@ -164,8 +168,12 @@ class TrainSettings(Settings):
             )
         if "concept" in self.losses and self.model.mixer != "concept":
             raise ValueError(f"losses.concept needs model.mixer=concept, not {self.model.mixer!r}")
-        if "concept" in self.losses and self.data.labels is None:
-            raise ValueError("losses.concept needs data.labels=NAME: extract them with 'cocomix concepts extract'")
+        if "concept" in self.losses and self.data.labels is None and self.data.online is None:
+            raise ValueError(
+                "losses.concept needs data.labels=NAME (made with 'cocomix concepts extract') or data.online.sae=…"
+            )
+        if self.data.labels is not None and self.data.online is not None:
+            raise ValueError(f"data.labels={self.data.labels} and data.online are two sources of labels: leave one out")
         return self
 
 
