@@ -12,8 +12,8 @@ from cocomix.config import load_settings
 from cocomix.data.dataset import Dataset
 from cocomix.train.checkpoint import Checkpoints, checkpoint_folders, read_tensors
 from cocomix.train.metrics import read_lines
-from cocomix.train.run import train
 from cocomix.train.settings import TrainSettings
+from cocomix.train.verb import train
 
 CLOCK = ("seconds", "tokens_per_second", "mfu", "waited")
 

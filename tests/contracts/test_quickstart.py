@@ -162,6 +162,6 @@ def test_killed_while_a_student_trains_it_goes_on(quickstart, call, tmp_path):
     stages = json.loads((tmp_path / "runs" / "quickstart" / "stages.json").read_text())
     assert again.err.count("done before") == len(stages) - 1
     assert all(stage["done"] for stage in stages.values())
-    clock = ("seconds", "tokens_per_second", "mfu")
+    clock = ("seconds", "tokens_per_second", "mfu", "waited")
     resumed = [{k: v for k, v in line.items() if k not in clock} for line in read_lines(student / "metrics.jsonl")]
     assert resumed == [{k: v for k, v in line.items() if k not in clock} for line in straight]

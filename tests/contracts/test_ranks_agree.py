@@ -12,8 +12,9 @@ from cocomix.config import load_settings
 from cocomix.testing.ranks import on_ranks, values
 from cocomix.train.checkpoint import Checkpoints, checkpoint_folders, read_tensors
 from cocomix.train.metrics import read_lines
-from cocomix.train.run import Run, train
+from cocomix.train.run import Run
 from cocomix.train.settings import TrainSettings
+from cocomix.train.verb import train
 
 BACKBONE = "model.backbone={model_type: gpt2, n_embd: 32, n_layer: 4, n_head: 4}"
 COMMON = ["data.path=data", "batch_windows=8", "checkpoint.number=1", "evaluations=2", "eval_documents=3", BACKBONE]

@@ -21,9 +21,11 @@ from cocomix.errors import UserError
 from cocomix.testing.models import tiny_model
 from cocomix.testing.text import english_like, tiny_dataset
 from cocomix.train.export import export_model
+from cocomix.train.loop import fit
 from cocomix.train.metrics import read_lines
-from cocomix.train.run import Run, export_run, train
+from cocomix.train.run import Run
 from cocomix.train.settings import TrainSettings
+from cocomix.train.verb import export_run, train
 
 CONCEPTS = ["model.mixer=concept", "model.insert_at=2", "model.num_concepts=40", "model.concept_k=5"]
 
@@ -92,7 +94,7 @@ def test_resuming_and_exporting_need_the_backbone_no_more(dataset, tmp_path, bac
     exported = AutoModelForCausalLM.from_pretrained(run / "export")
     for name, tensor in exported.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], tensor), name
-    resumed.fit()
+    fit(resumed)
     assert export_run(str(run), str(tmp_path / "out"))["tokens"] == 4 * 4 * dataset.window
 
 

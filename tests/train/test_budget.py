@@ -13,8 +13,9 @@ from cocomix.train.budget import Budget, passes
 from cocomix.train.build import learning_rate
 from cocomix.train.counters import Counters
 from cocomix.train.metrics import read_lines
-from cocomix.train.run import Run, train
+from cocomix.train.run import Run
 from cocomix.train.settings import ScheduleSettings, TrainSettings
+from cocomix.train.verb import train
 
 BACKBONE = "model.backbone={model_type: gpt2, n_embd: 16, n_layer: 1, n_head: 2}"
 

@@ -14,8 +14,9 @@ from cocomix.errors import UserError
 from cocomix.files import read_json, write_json
 from cocomix.train.checkpoint import checkpoint_folders, read_tensors
 from cocomix.train.metrics import read_lines
-from cocomix.train.run import Run, train
+from cocomix.train.run import Run
 from cocomix.train.settings import TrainSettings
+from cocomix.train.verb import train
 
 BACKBONE = "model.backbone={model_type: gpt2, n_embd: 16, n_layer: 2, n_head: 2}"
 

@@ -14,8 +14,9 @@ from cocomix.errors import UserError
 from cocomix.files import read_json
 from cocomix.testing.ranks import on_ranks
 from cocomix.train.checkpoint import checkpoint_folders, read_tensors
-from cocomix.train.run import Run, train
+from cocomix.train.run import Run
 from cocomix.train.settings import TrainSettings
+from cocomix.train.verb import train
 
 BACKBONE = "model.backbone={model_type: gpt2, n_embd: 16, n_layer: 2, n_head: 2}"
 WORDS = [BACKBONE, "batch_windows=4", "steps=6", "checkpoint.number=3", "checkpoint.keep=9", "evaluations=1",

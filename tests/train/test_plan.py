@@ -32,7 +32,7 @@ from cocomix.train.settings import TrainSettings
 from cocomix.train.step import train_step
 
 WINDOW, WINDOWS = 64, 8
-SMALL = ["model.backbone={model_type: gpt2, n_embd: 64, n_layer: 4, n_head: 4, vocab_size: 500}", "steps=10",
+SMALL = ["model.backbone={model_type: gpt2, n_embd: 64, n_layer: 3, n_head: 4, vocab_size: 500}", "steps=10",
          f"data.window={WINDOW}", "model.num_concepts=300", "model.concept_k=8"]  # fmt: skip
 CONCEPTS = ["model.mixer=concept", "losses={ntp: 1, concept: 0.1}", "model.insert_at=1"]
 
@@ -367,8 +367,9 @@ def test_the_verb_says_whether_a_recipe_fits(cli):
     assert result["memory"]["fits"] is True
     assert result["memory"]["peak"] == sum(result["memory"]["parts"].values())
     assert result["memory"]["available"] == pytest.approx(80e9 * 0.95 - 1.5e9)
-    code, out, _ = cli("plan", "69m/ntp", "--gpu", "rtx4090")
-    assert "does not fit; it does with micro_batches=32\n" in out
+    code, out, _ = cli(*words, "batch_windows=16384", "--gpu", "rtx4090")
+    assert code == 0
+    assert "(24 GB): does not fit; it does with micro_batches=4\n" in out
 
 
 def test_training_ranks_are_not_simulated_inside_real_ones():

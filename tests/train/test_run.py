@@ -24,9 +24,10 @@ from cocomix.testing.models import tiny_model
 from cocomix.train.build import build_optimizers, learning_rate
 from cocomix.train.checkpoint import Checkpoints, checkpoint_folders, read_tensors
 from cocomix.train.metrics import read_lines
-from cocomix.train.run import Run, train
+from cocomix.train.run import Run
 from cocomix.train.settings import OptimizerSettings, ScheduleSettings, TrainSettings
 from cocomix.train.step import NonFinite, train_step
+from cocomix.train.verb import train
 
 BACKBONE = "model.backbone={model_type: gpt2, n_embd: 32, n_layer: 4, n_head: 4}"
 

@@ -26,7 +26,7 @@ def test_every_recipe_is_valid(recipe):
         (["tiny/ntp", "losses.concept=1"], "losses.concept needs model.mixer=concept"),
         (["tiny/cocomix"], "losses.concept needs data.labels=NAME"),
         (["tiny/ntp", "batch_windows=6", "micro_batches=4"], "must be a multiple of micro_batches=4"),
-        (["tiny/ntp", "tokens=null"], "give the budget as tokens=… or steps=…"),
+        (["tiny/ntp", "tokens=null"], "give the budget as tokens=…, steps=…, flops=… or seconds=…"),
     ],
 )
 def test_a_wrong_setting_is_named_with_the_mend(words, message):

@@ -29,6 +29,17 @@ def told(error: Any) -> str:
 class Verb(typer.core.TyperCommand):
     """A command whose help lists the settings that ``epilog`` names, read only when help is asked for."""
 
+    def invoke(self, ctx: Any) -> Any:
+        from cocomix.dist.world import launched
+        from cocomix.errors import UserError
+
+        verb = ctx.command_path.removeprefix(f"{NAME} ")
+        if launched()[1] > 1 and verb not in OVER_RANKS:
+            raise UserError(
+                f"'{NAME} {verb}' runs in one process, not under torchrun: only {_listed(OVER_RANKS)} share work"
+            )
+        return super().invoke(ctx)
+
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         if self.epilog and self.epilog.startswith("settings:"):
             _, module, name = self.epilog.split(":")
@@ -111,5 +122,13 @@ VERBS: list[tuple[str, str, str]] = [
     ("export", "export", "cocomix.train.settings:ReferenceSettings"),
 ]
 """Every verb. The function in the file bears the verb's last word."""
+
+OVER_RANKS = ("data prepare", "sae train", "concepts extract", "train")
+"""Verbs whose work the ranks that torchrun starts do together."""
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
 
 _register()

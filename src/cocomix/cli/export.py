@@ -35,8 +35,8 @@ def export(
     from cocomix.config import load_settings
     from cocomix.errors import UserError
     from cocomix.train.export import export_reference
-    from cocomix.train.run import export_run
     from cocomix.train.settings import ReferenceSettings
+    from cocomix.train.verb import export_run
 
     quiet_transformers()
     settings = load_settings(ReferenceSettings, words or [])

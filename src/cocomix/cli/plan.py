@@ -88,6 +88,7 @@ def _text(result: dict[str, Any]) -> str:
         *(f"  {words:<26}{_bytes(memory['parts'][part]):>10}" for part, words in ROWS if memory["parts"][part] >= 1000),
         f"  {'together':<26}{_bytes(memory['peak']):>10}   of {_bytes(memory['available'])} that tensors can have",
         *([f"  {'with the CPU':<26}{_bytes(memory['host']):>10}"] if memory["host"] else []),
+        "  at a step's end: " + ", ".join(f"{part} {_bytes(size)}" for part, size in memory["state"].items()),
         f"  activation checkpointing: {with_it} with it, {without} without",
         "",
         f"disk        {_bytes(disk['checkpoint'])} a checkpoint, {_bytes(disk['kept'])} for those kept{labels}",

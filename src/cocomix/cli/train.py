@@ -28,8 +28,8 @@ def train(words: Words = None, as_json: Json = False, replay_batch: Replay = Fal
     from cocomix.progress import is_first_rank
     from cocomix.train.fault import replay
     from cocomix.train.run import Run
-    from cocomix.train.run import train as run
     from cocomix.train.settings import TrainSettings
+    from cocomix.train.verb import train as run
 
     quiet_transformers()
     settings = load_settings(TrainSettings, words or [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,9 +70,15 @@ def put_over(
         return Spread(model, model, 1)
     if settings.strategy == "ddp":
         ids = [device] if device.type == "cuda" else None
-        wrapped = DistributedDataParallel(
-            model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=unused
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PyTorch 2.13 renames broadcast_buffers, 2.11 knows no other
+            wrapped = DistributedDataParallel(
+                model,
+                device_ids=ids,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=unused,
+            )
         return Spread(model, wrapped, world.size)
     shard(model, blocks, others, settings, mesh_of(settings, world.size, device.type), bf16)
     return Spread(model, model, world.size)

@@ -82,7 +82,7 @@ def _stages(settings: QuickstartSettings, folder: Path, job: Job, prepare: Calla
 
         def work() -> dict[str, Any]:
             prepare()
-            from cocomix.train.run import train
+            from cocomix.train.verb import train
 
             return {"flops": train(recipe)["evaluation"]["flops"]["student"]}
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 PRELOAD = [
     "torch.distributed.tensor",
     "transformers.models.gpt2.modeling_gpt2",
-    "cocomix.train.run",
+    "cocomix.train.verb",
     "cocomix.concepts.extract",
 ]
 """Imported once by the server that forks the ranks: each then starts in a fraction of a second."""

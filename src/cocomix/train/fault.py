@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,8 @@ from cocomix.dist.world import shared
 from cocomix.errors import UserError
 from cocomix.files import read_json, write_json
 from cocomix.train.checkpoint import Checkpoints, load_weights
-from cocomix.train.inputs import read_batch
+from cocomix.train.run import Run
 from cocomix.train.step import NonFinite
-
-if TYPE_CHECKING:
-    from cocomix.train.run import Run
 
 FAULTS, RECORD = "faults", "fault.json"
 SHOWN = 8
@@ -64,7 +61,7 @@ def replay(run: Run) -> dict[str, Any]:
     record = read_json(run.folder / RECORD, "the record of a fault")
     load_weights(_state(run.folder), run.model)
     sick = [name for name, p in run.model.named_parameters() if not torch.isfinite(p).all()]
-    whole = read_batch(run, record["step"] - 1, rank=0)
+    whole = run.read_batch(record["step"] - 1, rank=0)
     parts = whole.to(run.device).split(len(whole.window_ids))
     run.model.train()
     return {**record, "weights_not_finite": sick, "by_window": [_looked_at(run, part) for part in parts]}

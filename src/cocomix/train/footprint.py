@@ -2,8 +2,8 @@
 
 The step is the real one (:func:`cocomix.train.step.train_step`, its optimizers, FSDP2 over as many ranks as wanted);
 only the arithmetic is left out (PyTorch's FakeTensorMode), so that 1.4 billion parameters take seconds on a laptop,
-while :class:`cocomix.train.live_bytes.LiveBytes` counts what exists at each moment. Counted are tensors' bytes: not what an
-allocator loses to fragments, nor what a device's libraries hold for themselves; nothing is taken off for what
+while :class:`cocomix.train.live_bytes.LiveBytes` counts what exists at each moment. Counted are tensors' bytes: not
+what an allocator loses to fragments, nor what a device's libraries hold for themselves; nothing is taken off for what
 torch.compile saves.
 """
 
@@ -52,7 +52,7 @@ class Work(NamedTuple):
 
 
 class State(NamedTuple):
-    """Bytes that a rank holds from step to step (gradients: to a step's end)."""
+    """Bytes that a rank holds at a step's end; all but the gradients stay."""
 
     weights: int
     gradients: int
@@ -181,7 +181,7 @@ def _cast_as_on_cuda(blocks: nn.ModuleList) -> None:
         return run
 
     for part in (part for block in blocks for part in block.children()):
-        part.forward = wrapped(part.forward)  # type: ignore[method-assign]
+        part.forward = wrapped(part.forward)
 
 
 @contextlib.contextmanager

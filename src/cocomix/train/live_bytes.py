@@ -87,7 +87,7 @@ class LiveBytes(TorchDispatchMode):
             self._set(id(storage), GATHERED, size)
             return result
 
-        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign]
+        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign, assignment]
         self._hooks.callback(setattr, torch.UntypedStorage, "resize_", plain)
         super().__enter__()
         return self
@@ -114,14 +114,14 @@ class LiveBytes(TorchDispatchMode):
             return CASTS
         return self._making
 
-    def _forward_begins(self, *_: Any) -> None:
+    def _forward_begins(self, *unused: Any) -> None:
         """What a backward pass has left is gradients (FSDP keeps those of a micro-batch where no hook sees them)."""
         for key, (_, part, size) in list(self._alive.items()):
             if part == WORKING:
                 self._set(key, GRADIENTS, size)
         self._making = ACTIVATIONS
 
-    def _forward_ends(self, *_: Any) -> None:
+    def _forward_ends(self, *unused: Any) -> None:
         self._making = WORKING
 
     def _is_gradient(self, parameter: Tensor) -> None:
@@ -139,11 +139,11 @@ class LiveBytes(TorchDispatchMode):
     def _set(self, key: int, part: str, size: int) -> None:
         if key not in self._alive:
             return
-        reference, old, before = self._alive[key]
+        storage, old, before = self._alive[key]
         self._now[old] -= before
         self._now[part] += size
         self._total += size - before
-        self._alive[key] = (reference, part, size)
+        self._alive[key] = (storage, part, size)
         if self._total > self._most:
             self._note_fullest()
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from cocomix.concepts.online import OnlineLabels
+from cocomix.errors import UserError
 from cocomix.evaluate.perplexity import evaluate_documents
 from cocomix.progress import progress
 from cocomix.stopping import Stopped, StopRequest
@@ -17,14 +18,11 @@ from cocomix.train.budget import passes
 from cocomix.train.build import learning_rate, set_learning_rate
 from cocomix.train.checkpoint import Checkpoints
 from cocomix.train.fault import told
-from cocomix.train.inputs import read_batch
 from cocomix.train.logs import numbers, open_logs
 from cocomix.train.metrics import JsonLines, measured_peak
 from cocomix.train.prefetch import prefetching
+from cocomix.train.run import Run
 from cocomix.train.step import NonFinite, StepResult, train_step
-
-if TYPE_CHECKING:
-    from cocomix.train.run import Run
 
 
 def fit(run: Run) -> None:
@@ -39,7 +37,7 @@ def fit(run: Run) -> None:
     with (
         StopRequest() as stop,
         progress(run.folder.name, budget.steps, counters.step) as bar,
-        prefetching(lambda step: read_batch(run, step), ahead) as batches,
+        prefetching(run.read_batch, ahead) as batches,
     ):
         checkpoints = Checkpoints(run.folder, run.settings.checkpoint, world, _background(run))
         last_checkpoint = time.monotonic()
@@ -65,11 +63,13 @@ def fit(run: Run) -> None:
             late = limit is not None and time.monotonic() - last_checkpoint > limit
             # What the clocks and signals say differs from rank to rank: all go by rank 0's clock and anybody's signal.
             rows = world.table(
-                [float(stop.requested), float(checkpoints.written), float(late),
+                [float(stop.requested), float(checkpoints.written), float(records.error is not None), float(late),
                  seconds, batches.waited - waited - labelling, labelling]
             )  # fmt: skip
             stopping, written = any(row[0] for row in rows), all(row[1] for row in rows)
-            _, _, late_there, seconds, *waits = rows[0]
+            if any(row[2] for row in rows):
+                records.fail()
+            _, _, _, late_there, seconds, *waits = rows[0]
             count(run, result, seconds, *waits)
             records.step(result, rate, seconds)
             bar.advance(1, " ".join(f"{name} {value:.3f}" for name, value in result.losses.items()))
@@ -88,6 +88,8 @@ def fit(run: Run) -> None:
             if stopping and not budget.over(counters):
                 records.close()
                 raise Stopped(f"{run.folder} is saved at step {counters.step:,}; the same command goes on from there")
+    if records.error is not None or world.size > 1:
+        records.fail()
     records.close()
 
 
@@ -138,11 +140,12 @@ class Records:
         self.run = run
         self.peak = measured_peak(run.device, run.dtype) * run.world.size
         self._sinks: list[Any] = []
-        if run.world.first:
-            self._metrics = JsonLines(run.folder / "metrics.jsonl", run.counters.step)
-            self._evals = JsonLines(run.folder / "evals.jsonl", run.counters.step)
+        self.error: UserError | None = None
+        """Why the last line could not be written: all ranks hear of it behind the next step."""
         with run.world.together():
             if run.world.first:
+                self._metrics = JsonLines(run.folder / "metrics.jsonl", run.counters.step)
+                self._evals = JsonLines(run.folder / "evals.jsonl", run.counters.step)
                 settings = run.settings.model_dump(mode="json")
                 self._sinks = open_logs(list(run.settings.logs), run.folder, settings, run.counters.step)
 
@@ -160,17 +163,26 @@ class Records:
             "tokens_per_second": run.step_tokens / seconds,
             "mfu": run.flops_per_token * run.step_tokens / seconds / self.peak,
         }
-        self._metrics.append(line)
-        for sink in self._sinks:
-            sink.write(counters.step, numbers(line))
+        try:
+            self._metrics.append(line)
+            for sink in self._sinks:
+                sink.write(counters.step, numbers(line))
+        except UserError as error:
+            self.error = error
+
+    def fail(self) -> None:
+        """Raises, on all ranks, the error of the one that could not write."""
+        with self.run.world.together():
+            if self.error is not None:
+                raise self.error
 
     def evaluation(self, line: dict[str, Any]) -> None:
         """The line of an evaluation."""
-        if not self.run.world.first:
-            return
-        self._evals.append(line)
-        for sink in self._sinks:
-            sink.write(self.run.counters.step, numbers({name: line[name] for name in ("loss", "ppl")}, "eval/"))
+        with self.run.world.together():
+            if self.run.world.first:
+                self._evals.append(line)
+                for sink in self._sinks:
+                    sink.write(self.run.counters.step, numbers({name: line[name] for name in ("loss", "ppl")}, "eval/"))
 
     def close(self) -> None:
         """After the last line."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cocomix.dist.settings import DistSettings
 from cocomix.errors import UserError
 from cocomix.train.accelerators import Machine
 from cocomix.train.footprint import Footprint, Work, footprint
@@ -60,10 +61,10 @@ def mend(settings: TrainSettings, machine: Machine, known: Known) -> list[str] |
 
 def _changes(settings: TrainSettings, ranks: int) -> Iterator[tuple[list[str], TrainSettings]]:
     """The settings as they are, and with less memory for everything but the number of micro-batches."""
-    strategies = [([], settings.dist)]
+    strategies: list[tuple[list[str], DistSettings]] = [([], settings.dist)]
     if ranks > 1 and settings.dist.strategy != "fsdp":
         strategies.append((["dist.strategy=fsdp"], settings.dist.model_copy(update={"strategy": "fsdp"})))
-    kinds = [([], settings.activation_checkpointing)]
+    kinds: list[tuple[list[str], str]] = [([], settings.activation_checkpointing)]
     if settings.activation_checkpointing != "blocks":
         kinds.append((["activation_checkpointing=blocks"], "blocks"))
     for kind_words, kind in kinds:

@@ -14,10 +14,10 @@ from cocomix import __version__
 from cocomix.concepts.labels import Labels
 from cocomix.concepts.online import OnlineLabels
 from cocomix.config import dump_yaml, read_recipe, validated
-from cocomix.data.batches import ColumnSource
+from cocomix.data.batches import Batch, ColumnSource, sample_batch
 from cocomix.data.dataset import Dataset
 from cocomix.dist.parallel import put_over
-from cocomix.dist.world import World, current, joined
+from cocomix.dist.world import World, current
 from cocomix.errors import UserError
 from cocomix.files import read_json, write_json, write_text
 from cocomix.losses.terms import loss_terms
@@ -32,7 +32,6 @@ from cocomix.train.checkpoint import (
     checkpoint_folders,
     last_whole,
     load_checkpoint,
-    load_weights,
     set_aside,
     step_of,
     unique_tensors,
@@ -40,8 +39,6 @@ from cocomix.train.checkpoint import (
 from cocomix.train.counters import Counters
 from cocomix.train.export import export_model
 from cocomix.train.inputs import check_inputs
-from cocomix.train.loop import fit
-from cocomix.train.metrics import read_lines
 from cocomix.train.settings import FREE_ON_RESUME, TrainSettings
 from cocomix.train.step import whole
 
@@ -137,6 +134,13 @@ class Run:
             unused,
         )
 
+    def read_batch(self, step: int, rank: int | None = None) -> Batch:
+        """The windows of step ``step`` (0-based) that are a rank's (default: this one's), on the CPU."""
+        rank = self.world.rank if rank is None else rank
+        settings = self.settings
+        first = step * settings.batch_windows + rank * self.share
+        return sample_batch(self.split, self.window, settings.seed, first, self.share, self.columns)
+
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """The context in which forward passes run."""
         if self.dtype == torch.bfloat16:
@@ -181,7 +185,8 @@ class Run:
                 self._refuse_another(read_recipe(recipe) if recipe.is_file() else {})
             elif (self.folder / "metrics.jsonl").is_file() and not recipe.is_file():
                 raise UserError(f"run={self.folder} holds files of something else: choose another folder")
-        check_inputs(self)
+        if self.settings.data.verify:
+            check_inputs(self.dataset, self.labels, world)
         if there:
             self._go_on(wanted if isinstance(wanted, int) else None)
         with world.together():
@@ -265,57 +270,12 @@ class Run:
                 write_json(self.folder / "run.json", self.describe(True))
 
 
-def train(settings: TrainSettings) -> dict[str, Any]:
-    """Runs or resumes a training; a finished one returns soon. Returns the run's description and last evaluation.
-
-    Under torchrun the work of all ranks. Raises :class:`UserError`, on all ranks, for what a user can mend,
-    :class:`cocomix.stopping.Stopped` after a checkpoint when a signal asked any rank to stop, and
-    :class:`cocomix.dist.world.RankLost` when a rank died or hangs.
-    """
-    with joined(settings.dist.timeout) as world, world.watching():
-        with world.together():
-            run = Run(settings, world)
-        run.resume()
-        if not run.budget.over(run.counters):
-            steps = run.budget.expected_steps(run.counters)
-            length = f"{settings.seconds:,.0f} s" if run.budget.steps is None else f"{steps:,} steps"
-            cost = (
-                ""
-                if run.budget.steps is None
-                else f", {run.flops_per_token * run.step_tokens * steps / 1e12:.1f} TFLOP"
-            )
-            ranks = f", {world.size} ranks ({settings.dist.strategy})" if world.size > 1 else ""
-            say(
-                f"{run.folder}: {settings.method}, {run.parameters.active:,} active parameters, {length} of "
-                f"{run.step_tokens:,} tokens{cost}{ranks}"
-            )
-            fit(run)
-        run.finish()
-        lines = read_lines(run.folder / "evals.jsonl")
-        return {**run.describe(True), "folder": str(run.folder), "evaluation": lines[-1] if lines else None}
-
-
 def open_run(folder: str, **changes: Any) -> Run:
     """The run of a folder as its recipe says, at no checkpoint yet; raises :class:`UserError` where there is none."""
     recipe = Path(folder) / "recipe.yaml"
     if not recipe.is_file():
         raise UserError(f"{folder} is no run: give a folder that 'cocomix train' wrote")
     return Run(validated(TrainSettings, {**read_recipe(recipe), "run": folder, **changes}))
-
-
-def export_run(folder: str, out: str | None) -> dict[str, Any]:
-    """Exports a run's last whole checkpoint to ``out`` (default: its ``export/``), finished or not."""
-    if not (Path(folder) / "recipe.yaml").is_file() or not checkpoint_folders(Path(folder)):
-        raise UserError(f"{folder} is no run with a checkpoint: give a folder that 'cocomix train' wrote")
-    run = open_run(folder)
-    last, _ = last_whole(run.folder, run.world)
-    assert last is not None
-    load_weights(last, run.model)
-    run.counters = Counters(**read_json(last / "counters.json", "a checkpoint's counters"))
-    target = Path(out) if out else run.folder / "export"
-    run.export(target)
-    name = read_json(target / "config.json", "a model's configuration")["architectures"][0]
-    return {"folder": str(target), "class": name, "tokens": run.counters.tokens}
 
 
 def _describe_labels(labels: Labels | OnlineLabels, ranks: int) -> dict[str, Any]:

@@ -1,0 +1,62 @@
+"""What ``cocomix train`` and ``cocomix export`` do: a run from its beginning or its last checkpoint to its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cocomix.dist.world import joined
+from cocomix.errors import UserError
+from cocomix.files import read_json
+from cocomix.progress import say
+from cocomix.train.checkpoint import COUNTERS, checkpoint_folders, last_whole, load_weights
+from cocomix.train.counters import Counters
+from cocomix.train.loop import fit
+from cocomix.train.metrics import read_lines
+from cocomix.train.run import Run, open_run
+from cocomix.train.settings import TrainSettings
+
+
+def train(settings: TrainSettings) -> dict[str, Any]:
+    """Runs or resumes a training; a finished one returns soon. Returns the run's description and last evaluation.
+
+    Under torchrun the work of all ranks. Raises :class:`UserError`, on all ranks, for what a user can mend,
+    :class:`cocomix.stopping.Stopped` after a checkpoint when a signal asked any rank to stop, and
+    :class:`cocomix.dist.world.RankLost` when a rank died or hangs.
+    """
+    with joined(settings.dist.timeout) as world, world.watching():
+        with world.together():
+            run = Run(settings, world)
+        run.resume()
+        if not run.budget.over(run.counters):
+            steps = run.budget.expected_steps(run.counters)
+            length = f"{settings.seconds:,.0f} s" if run.budget.steps is None else f"{steps:,} steps"
+            cost = (
+                ""
+                if run.budget.steps is None
+                else f", {run.flops_per_token * run.step_tokens * steps / 1e12:.1f} TFLOP"
+            )
+            ranks = f", {world.size} ranks ({settings.dist.strategy})" if world.size > 1 else ""
+            say(
+                f"{run.folder}: {settings.method}, {run.parameters.active:,} active parameters, {length} of "
+                f"{run.step_tokens:,} tokens{cost}{ranks}"
+            )
+            fit(run)
+        run.finish()
+        lines = read_lines(run.folder / "evals.jsonl")
+        return {**run.describe(True), "folder": str(run.folder), "evaluation": lines[-1] if lines else None}
+
+
+def export_run(folder: str, out: str | None) -> dict[str, Any]:
+    """Exports a run's last whole checkpoint to ``out`` (default: its ``export/``), finished or not."""
+    if not (Path(folder) / "recipe.yaml").is_file() or not checkpoint_folders(Path(folder)):
+        raise UserError(f"{folder} is no run with a checkpoint: give a folder that 'cocomix train' wrote")
+    run = open_run(folder)
+    last, _ = last_whole(run.folder, run.world)
+    assert last is not None
+    load_weights(last, run.model)
+    run.counters = Counters(**read_json(last / COUNTERS, "a checkpoint's counters"))
+    target = Path(out) if out else run.folder / "export"
+    run.export(target)
+    name = read_json(target / "config.json", "a model's configuration")["architectures"][0]
+    return {"folder": str(target), "class": name, "tokens": run.counters.tokens}
