@@ -62,11 +62,13 @@ def prepare(folder: Path) -> None:
     """A dataset with labels, once."""
     if (folder / "data/labels/concepts/labels.json").is_file():
         return
+    from cocomix.cli.common import quiet_transformers
     from cocomix.concepts.extract import extract
     from cocomix.concepts.settings import ExtractSettings
     from cocomix.testing.teachers import tiny_sae, tiny_teacher
     from cocomix.testing.text import tiny_dataset
 
+    quiet_transformers()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     dataset = tiny_dataset(folder / "data", documents=40)

@@ -32,6 +32,7 @@ ROWS = (
     ("logits", "logits, concept logits"),
     ("activations", "activations"),
     ("working", "backward pass at work"),
+    ("teacher", "teacher, autoencoder"),
 )
 """Parts of a step's memory, in words."""
 

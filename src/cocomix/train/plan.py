@@ -57,7 +57,9 @@ def plan(settings: TrainSettings, planned: PlanSettings) -> dict[str, Any]:
     steps = steps_of(settings, arithmetic, step_tokens, rate)
     memory = step_memory(settings, machine, known)
     labels, tokens = known.labels, steps * step_tokens
-    labelled = min(tokens, known.train_tokens or tokens) if labels else 0
+    # A cache holds each window's labels once, labels made while training are made again in each pass.
+    once = known.train_tokens if known.train_tokens and settings.data.online is None else tokens
+    labelled = min(tokens, once) if labels else 0
     return {
         "method": settings.method,
         "machine": machine._asdict(),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from transformers import AutoConfig
 
 from cocomix.concepts.labels import MANIFEST, Labels
+from cocomix.concepts.settings import AttributionSettings, OnlineSettings
 from cocomix.data.dataset import Dataset
 from cocomix.errors import UserError
 from cocomix.losses.terms import Term, loss_terms
@@ -55,11 +56,11 @@ def look(settings: TrainSettings, planned: PlanSettings) -> Known:
     window = settings.data.window or dataset.window
     concepts, labels = model.num_concepts, None
     if any("concept_ids" in term.columns for term, _ in terms):
-        found = _labels(dataset, settings.data.labels)
+        found = None if settings.data.online else _labels(dataset, settings.data.labels)
         if found is not None:
             concepts, labels = concepts or found.concepts, costs_of_labels(found.manifest)
         else:
-            labels = costs_of_teacher(planned.teacher, planned.block, concepts or CONCEPTS, window)
+            labels = _labels_to_be(settings.data.online, planned, concepts or CONCEPTS, window)
             assumed.append(f"labels by {labels.teacher} (--teacher, --block)")
     if model.mixer == "concept" and concepts is None:
         concepts = CONCEPTS
@@ -101,3 +102,14 @@ def _imagined(backbone: dict[str, Any], settings: TrainSettings, assumed: list[s
 def _labels(dataset: Dataset, name: str | None) -> Labels | None:
     places = [dataset.folder / "labels" / (name or ""), Path(name or "")]
     return Labels.open(dataset, name or "") if any((place / MANIFEST).is_file() for place in places) else None
+
+
+def _labels_to_be(online: OnlineSettings | None, planned: PlanSettings, concepts: int, window: int) -> LabelCosts:
+    """Those of a teacher that the command line or, for labels made while training, the recipe names."""
+    if online is None:
+        return costs_of_teacher(planned.teacher, planned.block, concepts, window, AttributionSettings())
+    block = online.block if planned.block is None else planned.block
+    name, option = (
+        (online.teacher, "data.online.teacher") if planned.teacher is None else (planned.teacher, "--teacher")
+    )
+    return costs_of_teacher(name, block, concepts, window, online.attribution, option)._replace(bytes=0)

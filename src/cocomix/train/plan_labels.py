@@ -33,6 +33,9 @@ class LabelCosts(NamedTuple):
     """Labels a token."""
     bytes: int
     """On the disk, ids and strengths."""
+    teacher_numbers: int = 0
+    """Weights of the teacher, not a token, in all; of extracted labels nobody asks."""
+    sae_numbers: int = 0
 
 
 def costs_of_labels(manifest: dict[str, Any]) -> LabelCosts:
@@ -41,41 +44,53 @@ def costs_of_labels(manifest: dict[str, Any]) -> LabelCosts:
     return LabelCosts(manifest["teacher"]["name"], {"total": flops}, k, _bytes(manifest["sae"]["latents"], k))
 
 
-def costs_of_teacher(name: str | None, block: int | None, concepts: int, window: int) -> LabelCosts:
-    """Of labels still to be extracted with the default settings, from the model ``name`` (none: GPT-2 124M) and an
-    autoencoder of ``concepts`` latents on its ``block`` (none: the last below its middle, 5 of 12 as in the paper).
+def costs_of_teacher(
+    name: str | None,
+    block: int | None,
+    concepts: int,
+    window: int,
+    attribution: AttributionSettings,
+    option: str = "--teacher",
+) -> LabelCosts:
+    """Of labels still to be made, from the model ``name`` (none: GPT-2 124M) and an autoencoder of ``concepts`` latents
+    on its ``block`` (none: the last below its middle, 5 of 12 as in the paper).
 
-    Raises :class:`UserError` where there is no such model, or it has no such block.
+    ``option`` is how the user named the model. Raises :class:`UserError` where there is none, or no such block.
     """
-    config: Any = AutoConfig.for_model("gpt2") if name is None else _config(name)
+    config: Any = AutoConfig.for_model("gpt2") if name is None else _config(name, option)
     depth = config.get_text_config().num_hidden_layers
     block = depth // 2 - 1 if block is None else block
+    active = min(ACTIVE, concepts)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-        title = name or "GPT-2 124M"
-        teacher = Teacher(model, block, title)
+        teacher = Teacher(AutoModelForCausalLM.from_config(config), block, name or "GPT-2 124M")
         width = teacher.width
         weights = Weights(*(torch.empty(shape) for shape in ((width, concepts), concepts, (concepts, width), width)))
-        sae = SparseAutoencoder(weights, TopK(min(ACTIVE, concepts)))
-    attribution = AttributionSettings()
-    flops = label_flops(teacher, sae, attribution, window, float(min(ACTIVE, concepts)))
-    words = f"{title}, read behind block {block} by an autoencoder of {concepts:,} latents"
-    return LabelCosts(words, {**flops._asdict(), "total": flops.total}, attribution.k, _bytes(concepts, attribution.k))
+        sae = SparseAutoencoder(weights, TopK(active))
+    flops = label_flops(teacher, sae, attribution, window, float(active))
+    return LabelCosts(
+        f"{teacher.name}, read behind block {block} by an autoencoder of {concepts:,} latents",
+        {**flops._asdict(), "total": flops.total},
+        attribution.k,
+        _bytes(concepts, attribution.k),
+        sum(p.numel() for p in teacher.model.parameters()),
+        sum(tensor.numel() for tensor in weights),
+    )
 
 
 def _bytes(concepts: int, k: int) -> int:
     return sum(np.dtype(column.dtype).itemsize * column.width for column in label_columns(concepts, k))
 
 
-def _config(name: str) -> Any:
-    option = f"--teacher {name}"
-    place = model_place(name, option)
-    gguf = None if place is None or (place / "config.json").is_file() else find_gguf(place, option)
+def _config(name: str, option: str) -> Any:
+    place = model_place(name, f"{option}={name}")
+    gguf = None if place is None or (place / "config.json").is_file() else find_gguf(place, f"{option}={name}")
     try:
         if gguf is not None:
             return AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
         return AutoConfig.from_pretrained(place or name)
     except (OSError, ValueError) as error:
         if place is None:
-            raise hub_error("--teacher", name, error) from error
-        raise UserError(f"{option}: it holds no configuration of a model: give a model's folder or hub id") from error
+            raise hub_error(option, name, error) from error
+        raise UserError(
+            f"{option}={name}: it holds no configuration of a model: give a model's folder or hub id"
+        ) from error

@@ -11,6 +11,9 @@ from cocomix.train.footprint import Footprint, Work, footprint
 from cocomix.train.plan_known import Known
 from cocomix.train.settings import TrainSettings
 
+TEACHER = "teacher"
+"""With data.online, a part of a rank's memory besides those of a step."""
+
 
 def windows_per_rank(settings: TrainSettings, ranks: int) -> int:
     """Windows of a rank's micro-batch; raises :class:`UserError` where a step's windows cannot be dealt evenly."""
@@ -25,16 +28,28 @@ def windows_per_rank(settings: TrainSettings, ranks: int) -> int:
 
 def step_memory(settings: TrainSettings, machine: Machine, known: Known) -> Footprint:
     """What rank 0 holds in a step of ``settings``; with ``dist.offload`` on the device alone."""
+    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and machine.cuda)
     work = Work(
         windows_per_rank(settings, machine.ranks),
         known.window,
         settings.micro_batches,
         known.labels.k if known.labels else 0,
-        settings.precision == "bf16" or (settings.precision == "auto" and machine.cuda),
+        bf16,
         settings.activation_checkpointing == "blocks",
         machine.cuda,
     )
-    return footprint(known.config, known.terms, settings.optimizer, settings.dist, machine.ranks, work)
+    found = footprint(known.config, known.terms, settings.optimizer, settings.dist, machine.ranks, work)
+    return found._replace(parts={**found.parts, TEACHER: _teacher(settings, machine, known)})
+
+
+def _teacher(settings: TrainSettings, machine: Machine, known: Known) -> int:
+    """Weights of the teacher and, in float32, of the autoencoder that make labels while training. What labelling takes
+    besides is given back before a step."""
+    online = settings.data.online
+    if online is None or known.labels is None:
+        return 0
+    half = online.dtype == "bfloat16" or (online.dtype == "auto" and machine.cuda)
+    return (2 if half else 4) * known.labels.teacher_numbers + 4 * known.labels.sae_numbers
 
 
 def fits(memory: Footprint, machine: Machine) -> bool:

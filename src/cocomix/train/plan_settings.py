@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from cocomix.config import Settings, load_settings
 from cocomix.train.settings import TrainSettings
@@ -22,6 +23,16 @@ class PlanSettings(Settings):
     block: int | None = Field(None, ge=0, description="its block that the autoencoder reads; none: below its middle")
 
 
+class _Said(Settings):
+    """What a recipe says of its data, whatever it is."""
+
+    model_config = ConfigDict(extra="ignore")
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
 def recipe_to_plan(words: Sequence[str]) -> TrainSettings:
     """The settings of a recipe, whether or not it says its run folder, data and labels."""
-    return load_settings(TrainSettings, [f"run={NOT_YET}", f"data.path={NOT_YET}", f"data.labels={NOT_YET}", *words])
+    absent = [f"run={NOT_YET}", f"data.path={NOT_YET}"]
+    if not load_settings(_Said, words).data.get("online"):
+        absent.append(f"data.labels={NOT_YET}")
+    return load_settings(TrainSettings, [*absent, *words])
