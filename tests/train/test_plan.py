@@ -382,7 +382,7 @@ def test_the_verb_says_whether_a_recipe_fits(cli):
     assert result["memory"]["available"] == pytest.approx(80e9 * 0.95 - 1.5e9)
     code, out, _ = cli(*words, "batch_windows=16384", "--gpu", "rtx4090")
     assert code == 0
-    assert "(24 GB): does not fit; it does with micro_batches=4\n" in out
+    assert "(24 GB): does not fit; it does with micro_batches=2\n" in out
 
 
 def test_training_ranks_are_not_simulated_inside_real_ones():
