@@ -22,7 +22,7 @@ from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.testing.ranks import on_ranks, values
 from cocomix.testing.teachers import tiny_teacher
 from cocomix.train.accelerators import machine_here, machine_of_gpus
-from cocomix.train.build import build_optimizers
+from cocomix.train.build import build_optimizers, checkpoint_activations
 from cocomix.train.footprint import Footprint, simulated_ranks
 from cocomix.train.plan import plan
 from cocomix.train.plan_known import look
@@ -72,7 +72,7 @@ def measured(settings: TrainSettings, ranks: int = 1) -> int:
     torch.manual_seed(0)
     model = CoCoMixForCausalLM(known.config).train()
     if settings.activation_checkpointing == "blocks":
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(model)
     with joined() as world:
         mixer = [model.mixer] if model.mixer is not None else []
         bf16 = settings.precision == "bf16"
@@ -349,7 +349,7 @@ def test_a_step_that_does_not_fit_gets_the_mildest_mend(words, gpus, memory, due
         (["--gpu", "h1000"], "error: --gpu h1000 is unknown (did you mean 'h100'?); known: h100, h200, "),
         (
             ["--gpus", "3"],
-            "error: batch_windows=8 cannot be dealt to 3 ranks in micro_batches=1 each: give a multiple of 3",
+            "error: batch_windows=8 must be a multiple of 3 ranks × micro_batches=1: give a multiple of 3",
         ),
         (["--gpus", "0"], "error: setting 'gpus'=0: input should be greater than or equal to 1"),
         (

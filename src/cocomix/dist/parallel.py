@@ -37,6 +37,12 @@ class Spread:
         """Whether each rank holds only a part of the weights: every forward pass is work of all ranks then."""
         return isinstance(self.plain, FSDPModule)
 
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether gradients live on between steps, to be set to zero: under DDP they lie in the buckets that ranks
+        exchange, and micro-batches are summed there instead of beside them."""
+        return isinstance(self.called, DistributedDataParallel)
+
     @contextlib.contextmanager
     def micro_batch(self, last: bool) -> Any:
         """Context of a micro-batch's forward and backward pass: ranks exchange gradients only in the last one."""

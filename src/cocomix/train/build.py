@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from cocomix.model.adapters import adapter_for
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.train.backbone import backbone_config, start_from_backbone
-from cocomix.train.settings import ModelSettings, OptimizerSettings, ScheduleSettings
+from cocomix.train.settings import ModelSettings, OptimizerSettings, ScheduleSettings, TrainSettings
 
 
 def model_config(
@@ -147,3 +148,21 @@ def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleSettings
             return peak * (schedule.final + (1 - schedule.final) * left)
         case _:
             return peak * (schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def windows_at_once(settings: TrainSettings, ranks: int) -> int:
+    """Windows of a rank's micro-batch; raises :class:`UserError` where a step's windows cannot be dealt evenly."""
+    parts = ranks * settings.micro_batches
+    if settings.batch_windows % parts:
+        raise UserError(
+            f"batch_windows={settings.batch_windows} must be a multiple of {ranks} ranks × "
+            f"micro_batches={settings.micro_batches}: give a multiple of {parts}, or another number of ranks"
+        )
+    return settings.batch_windows // parts
+
+
+def checkpoint_activations(model: CoCoMixForCausalLM) -> None:
+    """Keeps only each block's input for the backward pass, where the block is run again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # deprecated in transformers 5.24; 5.17 has no other
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

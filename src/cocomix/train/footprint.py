@@ -27,7 +27,7 @@ from cocomix.errors import UserError
 from cocomix.losses.terms import Term
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.modeling import CoCoMixForCausalLM
-from cocomix.train.build import build_optimizers
+from cocomix.train.build import build_optimizers, checkpoint_activations
 from cocomix.train.live_bytes import GRADIENTS, OPTIMIZER, LiveBytes, local
 from cocomix.train.settings import OptimizerSettings
 from cocomix.train.step import train_step
@@ -91,8 +91,7 @@ def footprint(
         with FakeTensorMode():
             model = CoCoMixForCausalLM(config).train()
             if work.checkpointing:
-                warnings.filterwarnings("ignore", message="`gradient_checkpointing_enable` is deprecated")
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                checkpoint_activations(model)
             if work.cuda and work.bf16:
                 _cast_as_on_cuda(model.blocks)
             if mesh is not None:
@@ -110,8 +109,7 @@ def _dry_run(
     model: Any = spread.plain
     buckets = spread.ranks > 1 and not spread.sharded
     # From the second micro-batch on nothing changes but that the last one ends the summing. Under DDP gradients lie in
-    # buckets that stay from step to step: as if there always were a micro-batch before. Where several are summed, the
-    # sum lies beside the buckets until the last one.
+    # buckets that stay from step to step: as if there always were a micro-batch before.
     number = 2 if buckets else min(work.micro_batches, 2)
     batch = _batch(terms, work)
 
@@ -131,7 +129,7 @@ def _dry_run(
     )
     parts = {WEIGHTS: own.weights, **live.fullest}
     if buckets:
-        parts[GRADIENTS] = own.weights + (parts[GRADIENTS] if work.micro_batches > 1 else 0)
+        parts[GRADIENTS] = own.weights
     return Footprint(own, parts, 0, _bytes(model.parameters()) + _bytes(state))
 
 

@@ -16,10 +16,11 @@ from cocomix.errors import UserError
 from cocomix.model.costs import count_flops, count_parameters
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.train.accelerators import Machine, machine_here, machine_of_gpus
+from cocomix.train.build import windows_at_once
 from cocomix.train.footprint import Footprint
 from cocomix.train.metrics import measured_peak
 from cocomix.train.plan_known import Known, look
-from cocomix.train.plan_memory import fits, mend, step_memory, windows_per_rank
+from cocomix.train.plan_memory import fits, mend, step_memory
 from cocomix.train.plan_settings import PlanSettings
 from cocomix.train.settings import TrainSettings
 
@@ -68,7 +69,7 @@ def plan(settings: TrainSettings, planned: PlanSettings) -> dict[str, Any]:
         "flops_per_token": {**arithmetic._asdict(), "labels": labels.flops if labels else None},
         "batch": {
             "tokens": step_tokens,
-            "windows_per_rank": windows_per_rank(settings, machine.ranks),
+            "windows_per_rank": windows_at_once(settings, machine.ranks),
             "micro_batches": settings.micro_batches,
             "window": known.window,
         },

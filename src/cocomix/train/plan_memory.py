@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cocomix.dist.settings import DistSettings
-from cocomix.errors import UserError
 from cocomix.train.accelerators import Machine
+from cocomix.train.build import windows_at_once
 from cocomix.train.footprint import Footprint, Work, footprint
 from cocomix.train.plan_known import Known
 from cocomix.train.settings import TrainSettings
@@ -15,22 +15,11 @@ TEACHER = "teacher"
 """With data.online, a part of a rank's memory besides those of a step."""
 
 
-def windows_per_rank(settings: TrainSettings, ranks: int) -> int:
-    """Windows of a rank's micro-batch; raises :class:`UserError` where a step's windows cannot be dealt evenly."""
-    parts = ranks * settings.micro_batches
-    if settings.batch_windows % parts:
-        raise UserError(
-            f"batch_windows={settings.batch_windows} cannot be dealt to {ranks} ranks in "
-            f"micro_batches={settings.micro_batches} each: give a multiple of {parts}"
-        )
-    return settings.batch_windows // parts
-
-
 def step_memory(settings: TrainSettings, machine: Machine, known: Known) -> Footprint:
     """What rank 0 holds in a step of ``settings``; with ``dist.offload`` on the device alone."""
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and machine.cuda)
     work = Work(
-        windows_per_rank(settings, machine.ranks),
+        windows_at_once(settings, machine.ranks),
         known.window,
         settings.micro_batches,
         known.labels.k if known.labels else 0,

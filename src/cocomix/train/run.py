@@ -25,7 +25,7 @@ from cocomix.model.costs import count_flops, count_parameters
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.progress import say
 from cocomix.train.budget import Budget
-from cocomix.train.build import build_model, build_optimizers, model_config
+from cocomix.train.build import build_model, build_optimizers, checkpoint_activations, model_config, windows_at_once
 from cocomix.train.checkpoint import (
     ASIDE,
     DAMAGED,
@@ -61,7 +61,7 @@ class Run:
                 f"data={settings.data.path}: its {self.split.tokens} training tokens are fewer than a window of "
                 f"{self.window} and its target; give more text or a smaller data.window"
             )
-        self.share = _share(settings, self.world)
+        self.share = windows_at_once(settings, self.world.size) * settings.micro_batches
         """Windows of a step that are this rank's."""
         self.terms = loss_terms(settings.losses)
         self.labels = self._open_labels()
@@ -115,7 +115,7 @@ class Run:
         """Activation checkpointing, compilation and ranks: all from outside, in this order."""
         settings, model = self.settings, self.model
         if settings.activation_checkpointing == "blocks":
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_activations(model)
         if settings.compile == "blocks":
             for block in model.blocks:
                 block.compile()  # in place: names stay the plain model's
@@ -123,16 +123,9 @@ class Run:
             model.to(self.device)  # what is sharded moves a part at a time
         mixer = [] if model.mixer is None else [model.mixer]
         unused = model.mixer is not None and self.config.mixing == "none"
-        self.spread = put_over(
-            model,
-            list(model.blocks),
-            mixer,
-            settings.dist,
-            self.world,
-            self.device,
-            self.dtype == torch.bfloat16,
-            unused,
-        )
+        # On a CPU norms want weights of their input's type, autocast or not: nothing is gathered in bfloat16 there.
+        half = self.dtype == torch.bfloat16 and self.device.type == "cuda"
+        self.spread = put_over(model, list(model.blocks), mixer, settings.dist, self.world, self.device, half, unused)
 
     def read_batch(self, step: int, rank: int | None = None) -> Batch:
         """The windows of step ``step`` (0-based) that are a rank's (default: this one's), on the CPU."""
@@ -288,16 +281,6 @@ def _describe_labels(labels: Labels | OnlineLabels, ranks: int) -> dict[str, Any
         "upstream": labels.upstream,
         "of": labels.identity,
     }
-
-
-def _share(settings: TrainSettings, world: World) -> int:
-    parts = world.size * settings.micro_batches
-    if settings.batch_windows % parts:
-        raise UserError(
-            f"batch_windows={settings.batch_windows} must be a multiple of {world.size} ranks × "
-            f"micro_batches={settings.micro_batches}: give another number of ranks or micro_batches"
-        )
-    return settings.batch_windows // world.size
 
 
 def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:

@@ -51,8 +51,7 @@ def train_step(
     world = world or World()
     own = [float(sum(term.count(batch) for batch in micro_batches)) for term, _ in terms]
     counts = [max(1.0, sum(column)) for column in zip(*world.table(own), strict=True)]
-    for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
+    _forget(optimizers, spread)
     sums = _backward(spread, terms, counts, micro_batches, autocast)
     norm = clip_gradients(spread.plain, clip)
     rows = world.table([*sums, norm])
@@ -61,12 +60,16 @@ def train_step(
     }  # in the order of ranks: the same on all, whatever way numbers travelled
     fault = _fault(list(losses), rows)
     if fault is not None:
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        _forget(optimizers, spread)
         raise fault
     for optimizer in optimizers:
         optimizer.step()
     return StepResult(losses, norm)
+
+
+def _forget(optimizers: Sequence[torch.optim.Optimizer], spread: Spread) -> None:
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=not spread.keeps_gradients)
 
 
 def _backward(
