@@ -131,7 +131,10 @@ def test_encoding_and_scores_in_chunks_equal_dense_ones(tokens: int, k: int, wid
     weights = Weights(*(torch.randn(shape) for shape in ((width, latents), latents, (latents, width), width)))
     coder = SparseAutoencoder(weights, TopK(k), "none")
     x, gradient = torch.randn(2, tokens, width)
-    with patch.object(sae, "PRE_ACTIVATIONS_AT_ONCE", chunk), patch.object(attribution, "VALUES_AT_ONCE", chunk):
+    with (
+        patch.object(sae, "PRE_ACTIVATIONS_AT_ONCE", chunk),
+        patch.object(attribution, "DECODER_VALUES_AT_ONCE", chunk),
+    ):
         values, indices = coder.encode(x)
         scores = active_scores(coder, values, indices, gradient)
     pre = (x - coder.b_dec) @ coder.W_enc + coder.b_enc

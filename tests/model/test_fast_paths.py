@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cocomix.model import heads
-from cocomix.model.attention import MemoryMask, masked_attention, merged_attention
+from cocomix.model.attention import MEMORY, masked_attention, merged_attention
 from cocomix.model.fused import fuse_activations
 from cocomix.model.heads import concept_head, linear_nll
 from cocomix.model.mixers import NO_LABEL, ConceptMixer, concept_nll
@@ -140,7 +140,7 @@ def test_two_merged_causal_attentions_equal_the_masked_one(batch, heads_, tokens
     inputs = (query, key, value)
     for a, b in zip(torch.autograd.grad(found, inputs, pull), torch.autograd.grad(wanted, inputs, pull), strict=True):
         close(a, b, dtype, 10)
-    asked = F.scaled_dot_product_attention(query, key, value, attn_mask=MemoryMask.make(query[:, 0]), scale=scale)
+    asked = F.scaled_dot_product_attention(query, key, value, attn_mask=MEMORY, scale=scale)
     assert torch.equal(asked, found)
 
 

@@ -29,9 +29,7 @@ LOGITS_OF_A_CHUNK = {"cpu": 1 << 23, "cuda": 1 << 28}
 @torch.no_grad()
 def head_nll(hidden: Float[Tensor, "N D"], head: nn.Linear, targets: Int[Tensor, " N"]) -> Float[Tensor, ""]:
     """:func:`mean_nll` of ``head(hidden)``; no more logits than a chunk's are held."""
-    total = [
-        _head_nll(logits, targets[part])[0] for part, logits in _chunks(hidden, head)
-    ]
+    total = [_head_nll(logits, targets[part])[0] for part, logits in _chunks(hidden, head)]
     return torch.stack(total).sum() / (targets != IGNORED).sum()
 
 

@@ -22,12 +22,8 @@ Queries = Float[Tensor, "B H T K"]
 
 
 class MemoryMask(Tensor):
-    """Stands for "the first 2·(t + 1) keys of memory₀ slot₀ memory₁ slot₁ …" where no cache and no padding is."""
-
-    @staticmethod
-    def make(states: Float[Tensor, "B T D"]) -> Tensor:
-        """The mask for these states; it holds nothing."""
-        return torch.empty(1, 1, 1, 0, dtype=torch.bool, device=states.device).as_subclass(MemoryMask)
+    """Stands for "the first 2·(t + 1) keys of memory₀ slot₀ memory₁ slot₁ …" where no cache and no padding is. It holds
+    nothing: :data:`MEMORY` serves all shapes and devices."""
 
     @classmethod
     def __torch_function__(
@@ -38,6 +34,9 @@ class MemoryMask(Tensor):
         if function is Tensor.__getitem__:  # some attention functions cut a mask to the number of keys
             return args[0]
         return super().__torch_function__(function, types, args, kwargs or {})
+
+
+MEMORY: Tensor = torch.empty(1, 1, 1, 0, dtype=torch.bool).as_subclass(MemoryMask)
 
 
 def merges(states: Float[Tensor, "B T D"]) -> bool:

@@ -94,6 +94,7 @@ class _Head(torch.autograd.Function):
                 else:
                     grad_weight += pull.t() @ own[part]
         ctx.has_mix = bool(k)
+        ctx.set_materialize_grads(False)  # what nobody used has no gradient, instead of one of zeros
         ctx.shapes = x.dtype, weight.dtype, None if bias is None else bias.dtype
         saved: list[Any] = [grad_x, grad_weight, grad_bias]
         if not k:
@@ -107,9 +108,11 @@ class _Head(torch.autograd.Function):
         return nll, mixed.to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, pull_nll: Tensor, pull_mixed: Any) -> Any:
+    def backward(ctx: Any, pull_nll: Any, pull_mixed: Any) -> Any:
         grad_x, grad_weight, grad_bias, *mix = ctx.saved_tensors
         x_type, weight_type, bias_type = ctx.shapes
+        if pull_nll is None:
+            pull_nll = torch.zeros((), device=(mix or ctx.saved_tensors)[0].device)
         grad_x = None if grad_x is None else grad_x * pull_nll.to(grad_x.dtype)
         grad_weight = None if grad_weight is None else grad_weight * pull_nll
         grad_bias = None if grad_bias is None else grad_bias * pull_nll
