@@ -23,7 +23,6 @@ from cocomix.concepts.own_path import check_own_path, own_path
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.settings import AttributionSettings
 from cocomix.concepts.teacher import Teacher
-from cocomix.concepts.topk import exact_topk
 from cocomix.errors import UserError
 
 NO_LABEL = -1
@@ -167,7 +166,7 @@ def _best(
     missing = settings.k - scores.shape[1]
     if missing > 0:  # a score of zero is no label
         scores, values, indices = (F.pad(x, (0, missing)) for x in (scores, values, indices))
-    ranks, picked = exact_topk(ORDERS[settings.order](scores), settings.k)
+    ranks, picked = ORDERS[settings.order](scores).topk(settings.k, dim=-1)
     meaning = ranks > 0
     return ConceptLabels(
         indices.gather(-1, picked).masked_fill(~meaning, NO_LABEL),

@@ -13,8 +13,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cocomix.concepts.topk import exact_topk
-
 Normalise = Literal["none", "layer_norm", "constant_norm_rescale", "centre"]
 
 PRE_ACTIVATIONS_AT_ONCE = 1 << 24
@@ -32,7 +30,7 @@ class TopK(nn.Module):
 
     def forward(self, pre: Float[Tensor, "N C"]) -> tuple[Float[Tensor, "N W"], Int[Tensor, "N W"]]:
         """Values and indices of W = k latents, strongest first."""
-        values, indices = exact_topk(pre, self.k)
+        values, indices = pre.topk(self.k, dim=-1)
         return values.relu(), indices
 
 

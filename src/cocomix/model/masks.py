@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 
 from cocomix.model.adapters import SLIDING
-from cocomix.model.attention import MEMORY, merges
 
 Visible = Callable[[Any, Any, Any, Any], Any]
 """(batch, head, query place, key place) → whether the query sees the key."""
@@ -62,9 +61,6 @@ def memory_mask(
     """The query of token t sees memory and slots of the tokens up to t: the first 2·(t + 1) keys."""
     _refuse_flash(config, "mixing=memory")
     window = _window(config, kind)
-    alone = padding is None and past.room is None and past.tokens == 0 and (window is None or window >= states.shape[1])
-    if alone and config._attn_implementation == "sdpa" and merges(states):
-        return MEMORY
 
     def visible(batch: Any, head: Any, query: Any, key: Any) -> Any:
         up_to_own = key < 2 * (query + 1)
