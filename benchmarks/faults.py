@@ -12,6 +12,7 @@ FOLDER/faults.json.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -146,17 +147,11 @@ def pause(process: subprocess.Popen[bytes], seconds: float) -> None:
 def kill(process: subprocess.Popen[bytes], one: bool) -> None:
     """Of the processes that torchrun started one, or torchrun and all."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    ranks = [int(pid) for pid in children.read_text().split()] if one and children.exists() else []
-    try:
-        if ranks:
-            os.kill(ranks[-1], signal.SIGKILL)
-        else:
-            os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    if not ranks:
-        # Ranks that torchrun put into groups of their own end with it or are found by their command line.
-        subprocess.run(["pkill", "-9", "-f", "cocomix train tiny/cocomix.*run=.*killed"], check=False)
+    ranks = [int(pid) for pid in children.read_text().split()] if children.exists() else []
+    doomed = ranks[-1:] if one and ranks else [process.pid, *ranks]
+    for pid in doomed:  # torchrun first: it must not see its ranks die
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def reached_step(run: Path) -> int:

@@ -69,6 +69,7 @@ def assert_close(run: str, other: str, within: float = 1e-5) -> None:
     assert len(a) == len(b) > 0
     for step, (x, y) in enumerate(zip(a, b, strict=True), 1):
         assert x[:-1] == pytest.approx(y[:-1], abs=within), f"step {step}"
+        assert x[-1] == pytest.approx(y[-1], rel=1e-3), f"gradient norm of step {step}"
     evals = [[line["loss"] for line in read_lines(Path(r) / "evals.jsonl")] for r in (run, other)]
     assert evals[0] == pytest.approx(evals[1], abs=within)
 

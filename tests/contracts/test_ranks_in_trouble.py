@@ -83,7 +83,18 @@ def fail(folder: Path) -> None:
     Run.read_batch = broken
 
 
-TROUBLES = {"dies": die, "hangs": hang, "fails": fail, "SIGTERM": ask_to_stop(signal.SIGTERM),
+def miss_the_data(folder: Path) -> None:
+    """This rank alone does not see the dataset, as on a machine where it is not mounted."""
+    from cocomix.data.dataset import Dataset
+    from cocomix.errors import UserError
+
+    def unseen(folder):
+        raise UserError(f"data={folder} is no dataset on this machine")
+
+    Dataset.open = unseen
+
+
+TROUBLES = {"misses": miss_the_data, "dies": die, "hangs": hang, "fails": fail, "SIGTERM": ask_to_stop(signal.SIGTERM),
             "SIGINT": ask_to_stop(signal.SIGINT), "SIGUSR1": ask_to_stop(signal.SIGUSR1)}  # fmt: skip
 
 
@@ -139,6 +150,14 @@ def test_a_mistake_met_by_one_rank_is_told_with_its_number(place: Path):
     assert done[1].value[2].splitlines()[-1] == "error: rank 1: the disk of this rank cannot be read"
     assert done[0].value[0] == 69
     ends_like_the_straight_run("fresh")
+
+
+def test_data_that_one_rank_does_not_see_are_told_before_anything_begins(place: Path):
+    done = values(on_ranks(2, call, [*WORDS, "run=fresh", "dist.timeout=20"], "misses"))
+    assert [code for code, _, _ in done] == [2, 2]
+    assert done[0][2] == "error: data=data is no dataset on this machine\n"
+    assert done[1][1:] == ("", "")
+    assert not Path("fresh").exists()
 
 
 @pytest.mark.parametrize("words", [["steps=x"], ["data.path=nowhere-path"], ["batch_windows=3"], ["model.insert_at=9"]])

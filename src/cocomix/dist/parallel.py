@@ -90,12 +90,17 @@ def put_over(
     return Spread(model, model, world.size)
 
 
-def mesh_of(settings: DistSettings, ranks: int, device_type: str) -> DeviceMesh:
-    """One dimension (``shard``), or with replicas two (``replicate``, ``shard``): sharded within a group."""
-    if ranks % settings.replicas:
+def check_replicas(settings: DistSettings, ranks: int) -> None:
+    """Raises :class:`UserError` when the ranks do not divide into the groups that were asked for."""
+    if settings.strategy == "fsdp" and ranks > 1 and ranks % settings.replicas:
         raise UserError(
             f"dist.replicas={settings.replicas} does not divide the {ranks} ranks: give a number of groups that does"
         )
+
+
+def mesh_of(settings: DistSettings, ranks: int, device_type: str) -> DeviceMesh:
+    """One dimension (``shard``), or with replicas two (``replicate``, ``shard``): sharded within a group."""
+    check_replicas(settings, ranks)
     if settings.replicas == 1:
         return init_device_mesh(device_type, (ranks,), mesh_dim_names=("shard",))
     shape = (settings.replicas, ranks // settings.replicas)

@@ -46,7 +46,7 @@ class World:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.size
-        with self._exchange():
+        with self.watching():
             dist.all_gather_object(values, value)
         return values
 
@@ -57,7 +57,7 @@ class World:
         import torch.distributed as dist
 
         values = [value]
-        with self._exchange():
+        with self.watching():
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
@@ -68,7 +68,7 @@ class World:
         import torch.distributed as dist
 
         values: list[Any] | None = [None] * self.size if self.first else None
-        with self._exchange():
+        with self.watching():
             dist.gather_object(value, values, dst=0)
         return values
 
@@ -81,7 +81,7 @@ class World:
 
         mine = torch.tensor(row, dtype=torch.float64)
         rows = [torch.empty_like(mine) for _ in range(self.size)]
-        with self._exchange():
+        with self.watching():
             dist.all_gather(rows, mine)
         return [r.tolist() for r in rows]
 
@@ -143,9 +143,6 @@ class World:
             if isinstance(error, RankLost | UserError) or not _is_exchange(error):
                 raise
             raise RankLost(self._reason(error)) from error
-
-    def _exchange(self) -> Any:
-        return self.watching()
 
     def _reason(self, error: BaseException) -> str:
         what = "does not answer" if "timed out" in str(error).lower() else "is gone"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cocomix.data.order import window_ids
-from cocomix.dist.world import shared
+from cocomix.dist.world import launched, shared
 from cocomix.errors import UserError
 from cocomix.files import read_json, write_json
 from cocomix.train.checkpoint import Checkpoints, load_weights
@@ -54,12 +53,15 @@ def replay(run: Run) -> dict[str, Any]:
     first module whose output is not finite; and the weights that are not finite already. Raises :class:`UserError`
     where no fault was kept.
     """
-    if run.world.size > 1:
+    if launched()[1] > 1:
         raise UserError("--replay-batch looks at a step on one process: call it without torchrun")
     if not (run.folder / RECORD).is_file():
         raise UserError(f"run={run.folder} met no loss or gradient that is not finite: there is nothing to replay")
     record = read_json(run.folder / RECORD, "the record of a fault")
-    load_weights(_state(run.folder), run.model)
+    state = run.folder / FAULTS / f"step-{record['step'] - 1:08d}"
+    if not state.is_dir():
+        raise UserError(f"run={run.folder}: the state before step {record['step']:,} was not kept in {state}")
+    load_weights(state, run.model)
     sick = [name for name, p in run.model.named_parameters() if not torch.isfinite(p).all()]
     whole = run.read_batch(record["step"] - 1, rank=0)
     parts = whole.to(run.device).split(len(whole.window_ids))
@@ -100,13 +102,6 @@ def _looked_at(run: Run, batch: Any) -> dict[str, Any]:
         "gradients_not_finite": [name for name, norm in norms.items() if not math.isfinite(norm)],
         "largest_activation": {name: _number(value) for name, value in largest.items()},
     }
-
-
-def _state(run: Path) -> Path:
-    folders = sorted((run / FAULTS).glob("step-????????"))
-    if not folders:
-        raise UserError(f"run={run}: the state before the fault was not kept")
-    return folders[-1]
 
 
 def _tensors(output: Any) -> list[Tensor]:

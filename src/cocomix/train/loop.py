@@ -88,8 +88,7 @@ def fit(run: Run) -> None:
             if stopping and not budget.over(counters):
                 records.close()
                 raise Stopped(f"{run.folder} is saved at step {counters.step:,}; the same command goes on from there")
-    if records.error is not None or world.size > 1:
-        records.fail()
+    records.fail()
     records.close()
 
 
@@ -171,7 +170,7 @@ class Records:
             self.error = error
 
     def fail(self) -> None:
-        """Raises, on all ranks, the error of the one that could not write."""
+        """Raises, on all ranks, the error of the one that could not write; nothing where there was none."""
         with self.run.world.together():
             if self.error is not None:
                 raise self.error

@@ -16,7 +16,7 @@ from cocomix.concepts.online import OnlineLabels
 from cocomix.config import dump_yaml, read_recipe, validated
 from cocomix.data.batches import Batch, ColumnSource, sample_batch
 from cocomix.data.dataset import Dataset
-from cocomix.dist.parallel import put_over
+from cocomix.dist.parallel import check_replicas, put_over
 from cocomix.dist.world import World, current
 from cocomix.errors import UserError
 from cocomix.files import read_json, write_json, write_text
@@ -51,6 +51,22 @@ class Run:
         self.folder = Path(settings.run)
         if settings.threads:
             torch.set_num_threads(settings.threads)
+        # What one rank may fail at and what ranks exchange take turns: nobody waits for one that has failed.
+        with self.world.together():
+            concepts = self._open()
+        self.config = self.world.in_turn(
+            lambda: model_config(settings.model, self.dataset, self.window, concepts, self.folder)
+        )
+        begun = self.world.from_first(bool(checkpoint_folders(self.folder)))
+        with self.world.together():
+            self._build(begun)
+        self._put_over_ranks()
+        self.optimizers = build_optimizers(self.model, settings.optimizer)
+        self.counters = Counters()
+
+    def _open(self) -> int | None:
+        """Data, labels and losses; returns the number of concepts."""
+        settings = self.settings
         self.device = _device(settings.device, self.world)
         self.dataset = Dataset.open(settings.data.path)
         self.window = settings.data.window or self.dataset.window
@@ -73,24 +89,23 @@ class Run:
             raise UserError(
                 f"model.num_concepts={concepts} differs from the labels' {self.labels.concepts}: leave it out"
             )
-        self.config = self.world.in_turn(
-            lambda: model_config(settings.model, self.dataset, self.window, concepts, self.folder)
-        )
-        # A checkpoint brings all weights: the backbone that they began with is needed no more.
-        begun = self.world.from_first(bool(checkpoint_folders(self.folder)))
+        return concepts
+
+    def _build(self, begun: bool) -> None:
+        """The model on this rank, and what a step costs. A run that has ``begun`` brings all weights in a checkpoint:
+        the backbone that they began with is needed no more."""
+        settings = self.settings
+        check_replicas(settings.dist, self.world.size)
         self.model: Any = build_model(self.config, settings.seed, None if begun else settings.model.from_backbone)
         self.parameters = count_parameters(self.model)
         self.flops_per_token = count_flops(self.model, self.window).training
         self.step_tokens = settings.batch_windows * self.window
         self.budget = Budget(settings, self.step_tokens, self.flops_per_token * self.step_tokens)
-        self.counters = Counters()
+        if self.labels is not None and self.columns:
+            reads = self.budget.expected_steps(Counters()) * settings.batch_windows
+            self.labels.check_covers(self.split, settings.seed, reads)
         bf16 = settings.precision == "bf16" or (settings.precision == "auto" and self.device.type == "cuda")
         self.dtype = torch.bfloat16 if bf16 else torch.float32
-        self._put_on_device()
-        self.optimizers = build_optimizers(self.model, settings.optimizer)
-        if self.labels is not None and self.columns:
-            reads = self.budget.expected_steps(self.counters) * settings.batch_windows
-            self.labels.check_covers(self.split, settings.seed, reads)
 
     def _open_labels(self) -> Labels | OnlineLabels | None:
         settings = self.settings.data
@@ -111,7 +126,7 @@ class Run:
         available: dict[str, ColumnSource | None] = {"concept_ids": self.labels}
         return {name: source for name in sorted(wanted) if (source := available.get(name)) is not None}
 
-    def _put_on_device(self) -> None:
+    def _put_over_ranks(self) -> None:
         """Activation checkpointing, compilation and ranks: all from outside, in this order."""
         settings, model = self.settings, self.model
         if settings.activation_checkpointing == "blocks":

@@ -25,8 +25,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     :class:`cocomix.dist.world.RankLost` when a rank died or hangs.
     """
     with joined(settings.dist.timeout) as world, world.watching():
-        with world.together():
-            run = Run(settings, world)
+        run = Run(settings, world)
         run.resume()
         if not run.budget.over(run.counters):
             steps = run.budget.expected_steps(run.counters)
