@@ -263,7 +263,7 @@ def test_folder_without_write_permission_is_told(tmp_path: Path, tokenizer: str)
     locked.mkdir(mode=0o555)
     # The administrator may write anywhere, so the test gives up that right for its duration.
     was_root = os.geteuid() == 0
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    for folder in (tmp_path, *tmp_path.parents[:3]):
         if was_root:
             folder.chmod(0o755)
     if was_root:
@@ -274,6 +274,21 @@ def test_folder_without_write_permission_is_told(tmp_path: Path, tokenizer: str)
     finally:
         if was_root:
             os.seteuid(0)
+
+
+def test_source_that_may_not_be_seen_is_told(tmp_path: Path, tokenizer: str) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", list(english_like(5)))
+    tmp_path.chmod(0o000)
+    was_root = os.geteuid() == 0
+    if was_root:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(UserError, match=r"no permission for .*a\.jsonl"):
+            prepared_with(tokenizer, source, tmp_path / "out")
+    finally:
+        if was_root:
+            os.seteuid(0)
+        tmp_path.chmod(0o755)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")

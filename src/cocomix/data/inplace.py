@@ -23,7 +23,8 @@ PIECE = 1 << 22
 
 def is_nanogpt_folder(source: str) -> bool:
     """Whether ``source`` is a folder with a ``train.bin``."""
-    return (Path(source) / FILES["train"]).is_file()
+    with explained(source):
+        return (Path(source) / FILES["train"]).is_file()
 
 
 def take_in_place(settings: PrepareSettings) -> dict[str, Any]:
