@@ -2,10 +2,11 @@
 
     python benchmarks/faults.py [--faults 50] [--steps 4000] [--folder runs/faults]
 
-A tiny CoCoMix run over two ranks on the CPU (gloo) is trained straight. Then the same run in another folder is killed at
-random moments: while it starts, while it trains, and while a checkpoint is being written; either all of its processes at
-once, or one rank, whose death torchrun has to notice. Checkpoints are written in the background or not, by turns. At the
-end the weights must be those of the straight run, bit for bit. What was found is printed, and written to
+A tiny CoCoMix run over two ranks on the CPU (gloo) is trained straight. Then the same run in another folder is killed
+at random moments: while it starts, while it trains, and while a checkpoint is being written; either all of its
+processes at once, or one rank, whose death torchrun has to notice. Checkpoints are written in the background or not,
+by turns. At the end the weights must be those of the straight run, bit for bit. What was found is printed, and
+written to
 FOLDER/faults.json.
 """
 

@@ -187,12 +187,13 @@ def test_counted_operations_equal_measured_ones(
         label_windows(teacher, sae, tokens[:, :-1], tokens[:, 1:], attribution)
     counted = label_flops(teacher, sae, attribution, window, 12.0)
     # The counter sees whole T × T attention, forward in 3 blocks and twice (once) backward in the one above; 2 blocks
-    # forward without a gradient. embedding_bag (decoding) it does not see, nor does torch count what a gather costs.
+    # forward without a gradient. What embedding_bag does (scores of active latents, decoding) it does not see.
     passes = {"sequence": 3 + 2, "next_token": 3 + 1}[attribution.gradient_of]
     if attribution.select == "activation":
         passes = 2
     unmasked = attention_flops(teacher, window) * (2 * window / (window + 1) - 1) * passes
-    unseen = 2 * sae.width * 12 if attribution.at == "reconstruction" else 0
+    scores = attribution.select == "attribution" and attribution.latents == "active"
+    unseen = 2 * sae.width * 12 * (scores + (attribution.at == "reconstruction"))
     due = (counted.total + unmasked - unseen) * 2 * window
     assert counter.get_total_flops() == pytest.approx(due, rel=1e-4)
 

@@ -20,15 +20,16 @@ GROUND = {"errors", "config", "files", "progress", "stopping", "stages", "places
 MAY_IMPORT: dict[str, set[str]] = {
     # room: the rooms that it may import, besides itself and the ground floor
     "dist": set(),
+    "ops": set(),
     "data": {"dist"},
-    "model": set(),
+    "model": {"ops"},
     "compare": set(),
-    "concepts": {"data", "dist"},
+    "concepts": {"data", "dist", "ops"},
     "losses": {"data", "model"},
     "evaluate": {"data", "dist", "model"},
     "report": {"compare"},
     "steer": {"model", "concepts"},
-    "train": {"data", "dist", "model", "concepts", "losses", "evaluate"},
+    "train": {"data", "dist", "ops", "model", "concepts", "losses", "evaluate"},
     "quickstart": {"data", "dist", "model", "concepts", "losses", "evaluate", "train", "compare", "report", "steer"},
     "cli": {
         "data",
@@ -43,7 +44,19 @@ MAY_IMPORT: dict[str, set[str]] = {
         "steer",
         "quickstart",
     },
-    "testing": {"data", "dist", "model", "concepts", "losses", "evaluate", "train", "compare", "report", "steer"},
+    "testing": {
+        "data",
+        "dist",
+        "ops",
+        "model",
+        "concepts",
+        "losses",
+        "evaluate",
+        "train",
+        "compare",
+        "report",
+        "steer",
+    },
 }
 
 

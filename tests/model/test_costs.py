@@ -24,10 +24,12 @@ def test_counted_operations_are_those_that_run(family, form):
     above = 2 if form != "none" else 0
     lower = 4 - above
     one = 4 * 32 * T  # scores and values of one position against T keys
-    upper = {"none": 0, "insert": 2 * 2 * one, "memory": 2 * one, "add": one, "only-loss": one}[form]
-    causal = {"none": 0, "insert": 4 * one * (2 * T + 1) / (4 * T), "memory": one * (T + 1) / T}.get(
-        form, one * (T + 1) / (2 * T)
-    )
+    upper = {"none": 0, "insert": (2 * 2 * one + 2 * one) / 2, "memory": 2 * one, "add": one, "only-loss": one}[form]
+    causal = {
+        "none": 0,
+        "insert": (4 * one * (2 * T + 1) / (4 * T) + one * (T + 1) / T) / 2,
+        "memory": one * (T + 1) / T,
+    }.get(form, one * (T + 1) / (2 * T))
     counted = count_flops(model, T)
     gathered = 0 if form in ("none", "only-loss") else 2 * 32 * 5
     ours = counted.total - gathered + lower * one * (1 - (T + 1) / (2 * T)) + above * (upper - causal)

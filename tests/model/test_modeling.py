@@ -29,7 +29,10 @@ def test_without_a_mixer_the_logits_are_the_plain_transformers_models(family, id
     plain.base_model.load_state_dict(model.backbone.state_dict())
     plain.get_output_embeddings().load_state_dict(model.lm_head.state_dict())
     with torch.no_grad():
-        torch.testing.assert_close(model(ids).logits, plain(ids).logits, atol=1e-6, rtol=0)
+        # GPT-2's activation function is PyTorch's one kernel here and eight operations there
+        torch.testing.assert_close(
+            model(ids).logits, plain(ids).logits, atol=5e-6 if family == "gpt2" else 1e-6, rtol=0
+        )
 
 
 @pytest.mark.parametrize("form", TINY_MIXERS, ids=name)

@@ -54,10 +54,10 @@ def shifted(ids: Tensor) -> Tensor:
 def test_logits_losses_and_gradients_equal_the_reference():
     model, tensors = reference("cocomix_gpt2_step.safetensors", "weights.")
     ids, labels = tensors["input_ids"], tensors["concept_labels"]
-    plain = model(ids)
+    plain = model.eval()(ids)
     torch.testing.assert_close(plain.logits, tensors["logits"], atol=1e-5, rtol=0)
     torch.testing.assert_close(plain.concept_logits, tensors["concept_logits"], atol=1e-5, rtol=0)
-    output = model(ids, targets=shifted(ids), concept_ids=labels)
+    output = model.train()(ids, targets=shifted(ids), concept_ids=labels)
     ntp = output.nll / (shifted(ids) != IGNORED).sum()
     concept = output.concept_nll / labels.numel()
     assert ntp.item() == pytest.approx(tensors["loss_ntp"].item(), abs=1e-6)

@@ -24,12 +24,10 @@ from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.settings import AttributionSettings
 from cocomix.concepts.teacher import Teacher
 from cocomix.errors import UserError
+from cocomix.ops.topk import topk
 
 NO_LABEL = -1
 """Id of a label without a meaning: too few latents had a score of the wanted sign."""
-
-DECODER_VALUES_AT_ONCE = 1 << 23
-"""Gathered decoder values held at a time (32 MB)."""
 
 
 class ConceptLabels(NamedTuple):
@@ -125,12 +123,13 @@ def active_scores(
     gradient: Float[Tensor, "N D"],
 ) -> Float[Tensor, "N W"]:
     """``(g · W_dec[indices]) ⊙ values``, float32."""
-    size = max(1, DECODER_VALUES_AT_ONCE // max(1, values.shape[1] * sae.width))
-    effects = [
-        torch.bmm(sae.W_dec[part], g.unsqueeze(-1)).squeeze(-1)
-        for part, g in zip(indices.split(size), gradient.split(size), strict=True)
-    ]
-    return torch.cat(effects) * values
+    tokens, width = values.shape
+    # What embedding_bag's gradient of its weights is: products with rows that are nowhere gathered.
+    rows = torch.arange(tokens, device=values.device)
+    effects = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        gradient, sae.W_dec, indices.flatten(), rows * width, rows.repeat_interleave(width), 0
+    )
+    return effects.view(tokens, width) * values
 
 
 def label_all(
@@ -143,7 +142,7 @@ def label_all(
     parts = []
     for chunk in sae.chunks(len(activation)):
         pre = sae.pre_activations(activation[chunk])
-        scores = (gradient[chunk] @ sae.W_dec.T).mul_(pre)
+        scores = (sae.W_dec @ gradient[chunk].T).T.mul_(pre)
         parts.append(_best(scores, pre, _every(pre), settings))
     return _joined(parts)
 
@@ -166,7 +165,7 @@ def _best(
     missing = settings.k - scores.shape[1]
     if missing > 0:  # a score of zero is no label
         scores, values, indices = (F.pad(x, (0, missing)) for x in (scores, values, indices))
-    ranks, picked = ORDERS[settings.order](scores).topk(settings.k, dim=-1)
+    ranks, picked = topk(ORDERS[settings.order](scores), settings.k)
     meaning = ranks > 0
     return ConceptLabels(
         indices.gather(-1, picked).masked_fill(~meaning, NO_LABEL),

@@ -1,7 +1,8 @@
-"""The mean NLL of targets and its gradient, with one copy of the logits' size instead of four.
+"""The mean NLL of targets and its gradient, from logits, with one copy of their size instead of four.
 
 At 2,048 tokens and 49,152 entries of a vocabulary each copy is 400 MB; what torch's cross-entropy keeps for its
-backward pass (log-probabilities, and two gradients) is made here in pieces of rows, in place.
+backward pass (log-probabilities, and two gradients) is made here in pieces of rows, in place. Where a model's head is a
+plain layer no logits are kept at all: ``ops/heads.py``.
 
 Shapes: N tokens, V vocabulary.
 """

@@ -13,6 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cocomix.ops.topk import topk
+
 Normalise = Literal["none", "layer_norm", "constant_norm_rescale", "centre"]
 
 PRE_ACTIVATIONS_AT_ONCE = 1 << 24
@@ -30,7 +32,7 @@ class TopK(nn.Module):
 
     def forward(self, pre: Float[Tensor, "N C"]) -> tuple[Float[Tensor, "N W"], Int[Tensor, "N W"]]:
         """Values and indices of W = k latents, strongest first."""
-        values, indices = pre.topk(self.k, dim=-1)
+        values, indices = topk(pre, self.k)
         return values.relu(), indices
 
 
@@ -145,7 +147,9 @@ class SparseAutoencoder(nn.Module):
     def pre_activations(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
         """Every latent before the activation; all N × C at once, so give chunks (:meth:`chunks`)."""
         x, _, _ = self.normalised(x)
-        return torch.addmm(self.b_enc, x - self.b_dec if self.subtract_b_dec else x, self.W_enc)
+        x = x - self.b_dec if self.subtract_b_dec else x
+        # Transposed in memory: on a CPU this product is a fifth faster with one token a column.
+        return (self.W_enc.T @ x.T).add_(self.b_enc.unsqueeze(1)).T
 
     def chunks(self, tokens: int) -> Iterator[slice]:
         """Slices of ``tokens`` whose pre-activations take bounded memory."""

@@ -15,11 +15,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cocomix.concepts.nll import mean_nll, mean_nll_and_gradient
+from cocomix.concepts.nll import IGNORED, mean_nll, mean_nll_and_gradient
+from cocomix.concepts.plain_head import plain_head
 from cocomix.concepts.teacher_files import TeacherFiles, find_teacher
 from cocomix.data.dataset import Dataset
 from cocomix.data.tokenizer import TOKENIZER_FILES, first_line, tokenizer_hash, tokenizer_in
 from cocomix.errors import UserError
+from cocomix.ops.activations import fuse_activations
+from cocomix.ops.heads import linear_nll
 
 Replace = Callable[[Float[Tensor, "B T D"]], Float[Tensor, "B T D"]]
 """From a block's output to what the blocks above see in its place."""
@@ -37,7 +40,7 @@ class Gradient(NamedTuple):
 
 
 class _Enough(Exception):
-    """The wanted block has run; nothing above it is needed."""
+    """What is wanted has been computed; nothing above it is needed."""
 
 
 class Teacher:
@@ -61,6 +64,9 @@ class Teacher:
         if getattr(self.config, "attn_logit_softcapping", None) and self.config._attn_implementation == "sdpa":
             # SDPA knows no cap on scores: transformers 5.17 chooses it for Gemma 2 and leaves the cap out in silence.
             self.model.set_attn_implementation("eager")
+        fuse_activations(self.model)
+        self.head: nn.Linear | None = plain_head(self.model)
+        """The layer whose output the logits are; None: more is done to them, and they must be asked of the model."""
         self.block = block
         self.blocks = find_blocks(self.model)
         if not 0 <= block < len(self.blocks):
@@ -113,13 +119,18 @@ class Teacher:
             kept.extend((states.detach(), seen.detach().requires_grad_()))
             return kept[1]
 
+        due = targets.to(self.device).flatten()
         with torch.enable_grad(), self._at_block(leaf):
-            logits = self._logits(inputs)
-        loss, pull = mean_nll_and_gradient(logits.detach(), targets.to(self.device).flatten())
+            if self.head is None:
+                logits = self._logits(inputs)
+                loss, pull = mean_nll_and_gradient(logits.detach(), due)
+            else:
+                logits = loss = self._mean_nll(self._hidden(inputs, self.head), self.head, due)
+                pull = None
         logits.backward(pull)  # the leaf is all that wants a gradient
         gradient = kept[1].grad
         assert gradient is not None
-        return Gradient(kept[0], gradient, loss)
+        return Gradient(kept[0], gradient, loss.detach())
 
     def cross_entropy(
         self, inputs: Int[Tensor, "B T"], targets: Int[Tensor, "B T"], replace: Replace | None = None
@@ -129,11 +140,34 @@ class Teacher:
         def put(states: Tensor) -> Tensor:
             return states if replace is None else replace(states).to(states.dtype)
 
+        due = targets.to(self.device).flatten()
         with torch.no_grad(), self._at_block(put):
-            return mean_nll(self._logits(inputs), targets.to(self.device).flatten())
+            if self.head is None:
+                return mean_nll(self._logits(inputs), due)
+            return self._mean_nll(self._hidden(inputs, self.head), self.head, due)
+
+    @staticmethod
+    def _mean_nll(hidden: Float[Tensor, "N D"], head: nn.Linear, targets: Int[Tensor, " N"]) -> Float[Tensor, ""]:
+        return linear_nll(hidden, head.weight, targets.unsqueeze(1), head.bias) / (targets != IGNORED).sum()
 
     def _logits(self, inputs: Tensor) -> Float[Tensor, "N V"]:
         return self.model(input_ids=inputs.to(self.device), use_cache=False).logits.flatten(0, 1)
+
+    def _hidden(self, inputs: Tensor, head: nn.Linear) -> Float[Tensor, "N D"]:
+        """What the head would be given."""
+        found: list[Tensor] = []
+
+        def keep(module: nn.Module, arguments: Any) -> None:
+            found.append(arguments[0])
+            raise _Enough
+
+        handle = head.register_forward_pre_hook(keep)
+        try:
+            with suppress(_Enough):
+                self.model(input_ids=inputs.to(self.device), use_cache=False)
+        finally:
+            handle.remove()
+        return found[0].flatten(0, 1)
 
     @contextmanager
     def _at_block(self, function: Replace) -> Iterator[None]:

@@ -62,11 +62,13 @@ def count_flops(model: CoCoMixForCausalLM, window: int) -> ForwardFlops:
     one_stream = 4 * width * (window + 1) / 2
     lower = sum(products[:cut]) + cut * one_stream
     above = len(products) - cut
-    match config.mixing:
-        case "insert":  # two positions a token, each of 2T positions sees T + 1/2 on average
-            upper = 2 * sum(products[cut:]) + above * 2 * 4 * width * (2 * window + 1) / 2
+    slots_alone = 4 * width * (window + 1) + 4 * d * kv_width
+    match config.mixing if above else "none":
+        case "insert":  # two positions a token, each of 2T positions sees T + 1/2 on average; the last block as below
+            upper = 2 * sum(products[cut:-1]) + (above - 1) * 2 * 4 * width * (2 * window + 1) / 2
+            upper += products[-1] + slots_alone
         case "memory":  # one position a token, two keys a token, the memory's keys and values besides
-            upper = sum(products[cut:]) + above * (4 * width * (window + 1) + 4 * d * kv_width)
+            upper = sum(products[cut:]) + above * slots_alone
         case _:
             upper = sum(products[cut:]) + above * one_stream
     mixer = 0.0

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 
 from cocomix.model.adapters import SLIDING
+from cocomix.model.attention import CAUSAL, MEMORY, ROWS, serves
 
 Visible = Callable[[Any, Any, Any, Any], Any]
 """(batch, head, query place, key place) → whether the query sees the key."""
@@ -44,6 +45,8 @@ def stream_mask(
     keys, window = each * past.keys(states.shape[1] // each), _window(config, kind)
     first = each * past.tokens
     if window is None or window * each >= keys:
+        if _alone(config, states, padding, past) and states.shape[1] > ROWS:
+            return CAUSAL
         # A static cache shows keys that are not there yet: its mask is never left to the kernel's flag.
         return _mask(config, states, padding, first, keys, each, causal_mask_function, past.room is None)
     if each > 1:
@@ -61,12 +64,23 @@ def memory_mask(
     """The query of token t sees memory and slots of the tokens up to t: the first 2·(t + 1) keys."""
     _refuse_flash(config, "mixing=memory")
     window = _window(config, kind)
+    new = states.shape[1]
+    if padding is None and past.room is None and new == 1 and (window is None or window > past.tokens):
+        return None  # one query behind all keys sees all of them
+    if _alone(config, states, padding, past) and (window is None or window >= states.shape[1]):
+        return MEMORY
 
     def visible(batch: Any, head: Any, query: Any, key: Any) -> Any:
         up_to_own = key < 2 * (query + 1)
         return up_to_own if window is None else up_to_own & (key // 2 > query - window)
 
     return _mask(config, states, padding, past.tokens, 2 * past.keys(states.shape[1]), 2, visible, False)
+
+
+def _alone(config: Any, states: Tensor, padding: Tensor | None, past: Past) -> bool:
+    """Whether nothing but the order of the tokens decides what is seen, and our own kernels' callers serve."""
+    plain = padding is None and past.room is None and past.tokens == 0
+    return plain and config._attn_implementation == "sdpa" and serves(states)
 
 
 def _window(config: Any, kind: str) -> int | None:

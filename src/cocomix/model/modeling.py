@@ -37,6 +37,8 @@ from cocomix.model.adapters import (
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.masks import Past, memory_mask, positions_of, stream_mask
 from cocomix.model.mixers import ConceptMixer, Mixed, PauseMixer
+from cocomix.ops.activations import fuse_activations
+from cocomix.ops.heads import is_plain_linear, linear_nll
 
 IGNORED = -100
 """Target of a position that does not count in the loss (PyTorch's convention)."""
@@ -105,15 +107,16 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
                 "token's position with slot_positions=shared"
             )
         self.backbone = AutoModel.from_config(text)
+        fuse_activations(self.backbone)
         self.mixer: ConceptMixer | PauseMixer | None = None
         if config.mixer == "concept":
             self.mixer = ConceptMixer(text.hidden_size, config.num_concepts, config.concept_k)
         elif config.mixer == "pause":
             self.mixer = PauseMixer(text.hidden_size)
-        if config.mixing == "memory":
-            for block in self.blocks[config.insert_at :]:
-                # Gradient checkpointing takes a block's cache away lest it be filled twice; MemoryKeys only lends keys.
-                block._can_checkpoint_with_cache = True  # type: ignore[assignment]
+        lent: Any = {"memory": self.blocks[config.insert_at :], "insert": self.blocks[-1:]}
+        for block in lent.get(config.mixing, ()):
+            # Gradient checkpointing takes a block's cache away lest it be filled twice; MemoryKeys only lends keys.
+            block._can_checkpoint_with_cache = True
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self._tied_weights_keys = {"lm_head.weight": f"backbone.{self.adapter.embedding}.weight"}
@@ -238,6 +241,8 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         return attention_mask
 
     def _nll(self, hidden: Float[Tensor, "B T D"], targets: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
+        if is_plain_linear(self.lm_head):
+            return linear_nll(hidden.flatten(0, 1), self.lm_head.weight, targets.reshape(-1, 1))
         logits = self.lm_head(hidden).float().flatten(0, 1)
         return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
@@ -317,7 +322,30 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         else:
             doubled = interleave(2 * positions, 2 * positions + 1, dim=1)
         stream = self._stream(states, doubled, padding, past, each=2)
-        return self._run(places, states, stream, cache)[:, 1::2]
+        if "flash" in self.config.text_config._attn_implementation:
+            return self._run(places, states, stream, cache)[:, 1::2]
+        states = self._run(places[:-1], states, stream, cache)
+        return self._last_slots(places[-1], states, doubled, padding, cache, past)
+
+    def _last_slots(
+        self,
+        place: int,
+        states: Float[Tensor, "B S D"],
+        positions: Int[Tensor, "B S"],
+        padding: Bool[Tensor, "B N"] | None,
+        cache: Any,
+        past: Past,
+    ) -> Float[Tensor, "B T D"]:
+        """The last block for the slots alone: nobody reads the tokens' states behind it, only their keys and values."""
+        block, kind, text = self.blocks[place], self.kinds[place], self.config.text_config
+        tokens, slots = states[:, 0::2], states[:, 1::2]
+        of_tokens, of_slots = (
+            self.adapter.block_arguments(self.backbone, part, positions[:, first::2], kind)
+            for first, part in ((0, tokens), (1, slots))
+        )
+        memory = MemoryKeys(partial(self.adapter.keys_values, block, tokens, of_tokens), cache)
+        mask = memory_mask(text, kind, slots, padding, past)
+        return self.adapter.run_block(block, slots, mask, memory, of_slots)
 
     def _memory(
         self,

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 
 from cocomix.data.batches import Batch
 from cocomix.dist.parallel import Spread, mesh_of, shard
@@ -27,6 +26,7 @@ from cocomix.errors import UserError
 from cocomix.losses.terms import Term
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.modeling import CoCoMixForCausalLM
+from cocomix.ops.heads import chunks_as_on
 from cocomix.train.build import build_optimizers, checkpoint_activations
 from cocomix.train.live_bytes import GRADIENTS, OPTIMIZER, LiveBytes, local
 from cocomix.train.settings import OptimizerSettings
@@ -48,7 +48,7 @@ class Work(NamedTuple):
     bf16: bool
     checkpointing: bool
     cuda: bool
-    """Whether autocast is to choose precisions as it does on CUDA."""
+    """Whether heads work in chunks of a GPU's size."""
 
 
 class State(NamedTuple):
@@ -86,14 +86,13 @@ def footprint(
 ) -> Footprint:
     """The footprint of rank 0 of ``ranks``, the fullest; raises :class:`UserError` when the ranks do not divide."""
     sharded = dist.strategy == "fsdp" and ranks > 1
-    with warnings.catch_warnings(), simulated_ranks(ranks if sharded else 1):
+    chunks = chunks_as_on("cuda" if work.cuda else "cpu")
+    with warnings.catch_warnings(), simulated_ranks(ranks if sharded else 1), chunks:
         mesh = mesh_of(dist, ranks, "cpu") if sharded else None  # made of real numbers: not under the fake mode
         with FakeTensorMode():
             model = CoCoMixForCausalLM(config).train()
             if work.checkpointing:
                 checkpoint_activations(model)
-            if work.cuda and work.bf16:
-                _cast_as_on_cuda(model.blocks)
             if mesh is not None:
                 others = [model.mixer] if model.mixer is not None else []
                 # Where weights are offloaded to makes no difference to their number.
@@ -153,33 +152,6 @@ def _batch(terms: Sequence[tuple[Term, float]], work: Work) -> Batch:
         columns[name] = torch.zeros(*shape, work.labels, dtype=torch.long)
     ids = torch.zeros(shape, dtype=torch.long)
     return Batch(np.arange(work.windows), ids, ids.clone(), columns)
-
-
-class _CudaCasts(TorchFunctionMode):
-    """Autocast on a CPU leaves in bfloat16 what on CUDA runs in float32: of PyTorch's list ("CUDA Ops that can autocast
-    to float32") those that backbones use. GPT-2's activation function keeps nearly twice the bytes for it."""
-
-    WIDE = frozenset({torch.pow, Tensor.pow, Tensor.__pow__, torch.rsqrt, Tensor.rsqrt, torch.exp, Tensor.exp,
-                      torch.sum, Tensor.sum, nn.functional.layer_norm, nn.functional.softmax})  # fmt: skip
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in self.WIDE and args and isinstance(args[0], Tensor) and args[0].dtype == torch.bfloat16:
-            args = (args[0].float(), *args[1:])
-        return function(*args, **(kwargs or {}))
-
-
-def _cast_as_on_cuda(blocks: nn.ModuleList) -> None:
-    """Puts the casts on the blocks' parts, so that they are there when a block is run again."""
-
-    def wrapped(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with _CudaCasts():
-                return forward(*args, **kwargs)
-
-        return run
-
-    for part in (part for block in blocks for part in block.children()):
-        part.forward = wrapped(part.forward)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from cocomix.ops.heads import tokens_at_once
+
 OPTIMIZER = "optimizer"
 """AdamW's two moments, Muon's one."""
 GRADIENTS = "gradients"
@@ -23,7 +25,7 @@ GATHERED = "gathered"
 CASTS = "casts"
 """Copies of weights in bfloat16, which autocast keeps to a micro-batch's end."""
 LOGITS = "logits"
-"""Tensors of tokens × vocabulary or tokens × concepts, gradients among them."""
+"""Tensors of vocabulary or concepts × a micro-batch's tokens, or × those of a chunk (``ops/heads.py``)."""
 ACTIVATIONS = "activations"
 """What the forward pass made and the backward pass still needs."""
 WORKING = "working"
@@ -52,7 +54,11 @@ class LiveBytes(TorchDispatchMode):
         self._total = self._most = 0
         self._alive: dict[int, tuple[weakref.ref[torch.UntypedStorage], str, int]] = {}
         self._weights = {id(local(p).untyped_storage()) for p in model.parameters()}
-        self._logits = {tokens * model.config.text_config.vocab_size, tokens * model.config.num_concepts}
+        self._logits = {
+            n * entries
+            for entries in (model.config.text_config.vocab_size, model.config.num_concepts)
+            for n in (tokens, tokens_at_once(tokens, entries))
+        }
         self._making = WORKING
         self._model = model
         self._hooks = contextlib.ExitStack()
@@ -117,7 +123,7 @@ class LiveBytes(TorchDispatchMode):
     def _forward_begins(self, *unused: Any) -> None:
         """What a backward pass has left is gradients (FSDP keeps those of a micro-batch where no hook sees them)."""
         for key, (_, part, size) in list(self._alive.items()):
-            if part == WORKING:
+            if part in (WORKING, ACTIVATIONS):  # a head makes its gradients in the forward pass
                 self._set(key, GRADIENTS, size)
         self._making = ACTIVATIONS
 

@@ -1,9 +1,10 @@
 """The network's own code beside an exported model, so that it loads where this package is not installed.
 
 transformers runs such code after ``trust_remote_code=True``: ``auto_map`` in config.json names the classes, the files
-lie in the folder and import each other relatively. The files are those of ``cocomix.model``, rewritten in three places:
+lie in the folder and import each other relatively. The files are those of ``cocomix.model`` and ``cocomix.ops``,
+rewritten in three places:
 
-- imports of ``cocomix.model.X`` become relative;
+- imports of ``cocomix.model.X`` and ``cocomix.ops.X`` become relative, all in one folder;
 - jaxtyping's names become :class:`typing.Annotated`: ``Annotated[Tensor, "B T"]`` says the shape to the reader as well;
 - the registration with the Auto classes is left out: the first copy that is loaded would else stand for those of all
   other folders.
@@ -16,12 +17,12 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import cocomix.model
+import cocomix
 from cocomix import __version__
 from cocomix.files import read_json, write_json, write_text
 
-PACKAGE = "cocomix.model."
-FIRST = "modeling"
+PACKAGES = ("cocomix.model.", "cocomix.ops.")
+FIRST = "model.modeling"
 """The module that transformers is pointed to; what it needs is found by its imports."""
 RENAMED = {"config": "configuration_cocomix", "modeling": "modeling_cocomix"}
 """Names that transformers' own habit asks for; other modules keep theirs."""
@@ -41,18 +42,18 @@ def add_code(folder: Path) -> None:
 
 
 def source(name: str) -> str:
-    """The text of module ``cocomix.model.<name>``."""
-    return (Path(cocomix.model.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+    """The text of module ``cocomix.<name>``."""
+    return Path(cocomix.__file__).parent.joinpath(*name.split(".")).with_suffix(".py").read_text(encoding="utf-8")
 
 
 def module_names() -> list[str]:
-    """The modules of ``cocomix.model`` that the network is made of: the first one and all that it imports."""
+    """The modules that the network is made of, without ``cocomix.``: the first one and all that it imports."""
     found, waiting = [], [FIRST]
     while waiting:
         name = waiting.pop()
         if name not in found:
             found.append(name)
-            waiting += [module.removeprefix(PACKAGE) for module in imported(source(name)) if module.startswith(PACKAGE)]
+            waiting += [m.removeprefix("cocomix.") for m in imported(source(name)) if m.startswith(PACKAGES)]
     return sorted(found)
 
 
@@ -75,9 +76,8 @@ def rewritten(text: str) -> str:
         if isinstance(node, ast.ImportFrom) and node.module == "jaxtyping":
             names = ", ".join(f"Annotated as {alias.asname or alias.name}" for alias in node.names)
             lines[first:last] = [f"from typing import {names}\n"] + [""] * (last - first - 1)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE):
-            name = (node.module or "").removeprefix(PACKAGE)
-            lines[first] = lines[first].replace(f"from {node.module} ", f"from .{_file_name(name)} ")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGES):
+            lines[first] = lines[first].replace(f"from {node.module} ", f"from .{_file_name(node.module or '')} ")
         elif _registers(node):
             lines[first:last] = [""] * (last - first)
     return MARK + "".join(lines).rstrip() + "\n"
@@ -92,4 +92,5 @@ def _registers(node: ast.stmt) -> bool:
 
 
 def _file_name(name: str) -> str:
+    name = name.rpartition(".")[2]
     return RENAMED.get(name, name)

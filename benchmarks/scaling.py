@@ -1,0 +1,210 @@
+"""How does the cost of training grow? Time a token against batch, context, concepts, width, and the length of a run.
+
+    python benchmarks/scaling.py [--method insert] [--repeats 3] [--plot FILE.png] [--json FILE] [--tiny]
+
+Four series of training steps (float32, random tokens), each around the paper's 69M size, the points of a series
+measured in turn. Beside the time of a token: its counted arithmetic, and the time over what this takes in the machine's
+fastest matrix product. A curve that climbs away from its floor shows a cost that the method does not have.
+
+Then two runs of 'cocomix train' on a small model, one sixteen times as long as the other: the time of a step in the
+last sixteenth of the long run over that in its first, and the long run's peak memory over the short one's. Both should
+be 1: what a step costs must not depend on how many went before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from common import alternate, floor_seconds, machine, machine_line, measured_peak, medians, table, write
+from faults import prepare
+from networks import METHODS, TINY, Sizes, network, stepper
+
+PARTS = 16
+COLUMNS = {
+    "series": "series",
+    "value": "value",
+    "microseconds": "us/token",
+    "megaflops": "MFLOP/token",
+    "over_floor": "x floor",
+    "over_first": "us x first",
+    "flops_over_first": "FLOPs x first",
+}
+
+
+class Point(NamedTuple):
+    """What a training step is measured with."""
+
+    sizes: Sizes
+    windows: int
+    tokens: int
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--method", choices=list(METHODS), default="insert")
+    options.add_argument(
+        "--steps", type=int, default=200, help="steps of the short run; the long one has 16 times more"
+    )
+    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--plot", type=Path, help="PNG file")
+    options.add_argument("--json", type=Path)
+    options.add_argument("--tiny", action="store_true", help="seconds instead of minutes: does it run?")
+    given = options.parse_args()
+    steps = 4 if given.tiny else given.steps
+
+    peak = measured_peak(given.threads, 256 if given.tiny else 2048)
+    measured = {
+        name: measure(points, given.method, given.repeats)
+        for name, points in (tiny_series() if given.tiny else paper_series()).items()
+    }
+    peak = max(peak, measured_peak(given.threads, 256 if given.tiny else 2048))
+    rows = [row for name, found in measured.items() for row in series_rows(name, found, peak)]
+    length = against_length(steps, given.threads)
+
+    facts = machine()
+    print(f"method {given.method}, {given.threads} threads, float32, median of {given.repeats}")
+    print(table(rows, COLUMNS))
+    print(
+        f"a run of {PARTS * steps:,} steps: a step in its last sixteenth takes {length['seconds_ratio']:.3f} times one "
+        f"in its first; its peak memory is {length['memory_ratio']:.3f} times that of a run of {steps:,} steps"
+    )
+    print(machine_line(facts))
+    if given.plot is not None:
+        draw(given.plot, rows, length, given.method)
+    result = {"benchmark": "scaling", "machine": facts, "method": given.method, "peak_flops": peak, "rows": rows}
+    write(given.json, {**result, "length": length})
+    return 0
+
+
+def paper_series() -> dict[str, dict[int, Point]]:
+    """Each series by the quantity that grows, everything else as in the 69M setting."""
+    base = Sizes()
+    return {
+        "windows of 256 tokens": {n: Point(base, n, 256) for n in (1, 2, 4, 8)},
+        "context, 1024 tokens a step": {t: Point(base, 1024 // t, t) for t in (128, 256, 512, 1024)},
+        "concepts": {c: Point(base._replace(concepts=c), 1, 512) for c in (4096, 8192, 16384, 32768)},
+        "width": {w: Point(base._replace(width=w, heads=w // 64), 1, 512) for w in (128, 256, 512, 768)},
+    }
+
+
+def tiny_series() -> dict[str, dict[int, Point]]:
+    """The same, two points each, small."""
+    return {
+        "windows of 16 tokens": {n: Point(TINY, n, 16) for n in (1, 2)},
+        "context, 64 tokens a step": {t: Point(TINY, 64 // t, t) for t in (32, 64)},
+        "concepts": {c: Point(TINY._replace(concepts=c), 1, 32) for c in (64, 128)},
+        "width": {w: Point(TINY._replace(width=w), 1, 32) for w in (32, 64)},
+    }
+
+
+def measure(points: dict[int, Point], method: str, repeats: int) -> dict[int, tuple[float, float]]:
+    """Value → (seconds, training operations) a token."""
+    from cocomix.model.costs import count_flops
+
+    steps, flops = {}, {}
+    for value, point in points.items():
+        model = network(point.sizes, method)
+        steps[str(value)] = stepper(model, point.sizes, method, point.windows, point.tokens)
+        flops[value] = count_flops(model, point.tokens).training
+    seconds = medians(alternate(steps, repeats))
+    return {
+        value: (seconds[str(value)] / (point.windows * point.tokens), flops[value]) for value, point in points.items()
+    }
+
+
+def series_rows(name: str, found: dict[int, tuple[float, float]], peak: float) -> Iterator[dict[str, Any]]:
+    """The table's rows of one series."""
+    first_seconds, first_flops = next(iter(found.values()))
+    for value, (seconds, flops) in found.items():
+        yield {
+            "series": name,
+            "value": value,
+            "microseconds": 1e6 * seconds,
+            "megaflops": flops / 1e6,
+            "floor_microseconds": 1e6 * floor_seconds(flops, peak),
+            "over_floor": seconds / floor_seconds(flops, peak),
+            "over_first": seconds / first_seconds,
+            "flops_over_first": flops / first_flops,
+        }
+
+
+def against_length(steps: int, threads: int) -> dict[str, Any]:
+    """Step times and peak memory of a real run of ``steps`` steps and of one sixteen times as long."""
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        prepare(folder / "made")
+        short, long = (train(folder, count, threads) for count in (steps, PARTS * steps))
+        seconds = step_seconds(folder / f"{PARTS * steps}")
+    size = len(seconds) // PARTS
+    parts = [median(seconds[i * size : (i + 1) * size]) for i in range(PARTS)]
+    return {
+        "steps": PARTS * steps,
+        "seconds_by_sixteenth": parts,
+        "seconds_ratio": parts[-1] / parts[0],
+        "peak_megabytes": {steps: short, PARTS * steps: long},
+        "memory_ratio": long / short,
+    }
+
+
+def train(folder: Path, steps: int, threads: int) -> float:
+    """Runs 'cocomix train' in ``folder``/STEPS; returns the process's peak memory in MB."""
+    words = [sys.executable, "-m", "cocomix", "train", "tiny/cocomix", f"data.path={folder / 'made/data'}"]
+    words += ["data.labels=concepts", f"steps={steps}", f"threads={threads}", "checkpoint.number=1", "evaluations=1"]
+    words += ["eval_documents=1", f"run={folder / str(steps)}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    log = folder / f"{steps}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(words, env=environment, stdout=output, stderr=output)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(words)} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
+    return usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def step_seconds(run: Path) -> list[float]:
+    """Seconds of each step but the first, which warms up."""
+    from cocomix.train.metrics import read_lines
+
+    clock = [line["seconds"] for line in read_lines(run / "metrics.jsonl")]
+    return [after - before for before, after in pairwise(clock)]
+
+
+def draw(path: Path, rows: list[dict[str, Any]], length: dict[str, Any], method: str) -> None:
+    """A panel a series, time and floor a token; and the step's time along the long run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = list(dict.fromkeys(row["series"] for row in rows))
+    figure, panels = plt.subplots(1, len(names) + 1, figsize=(4 * (len(names) + 1), 3.6), layout="constrained")
+    for panel, name in zip(panels, names, strict=False):
+        own = [row for row in rows if row["series"] == name]
+        values = [row["value"] for row in own]
+        panel.plot(values, [row["microseconds"] for row in own], "o-", label="measured")
+        panel.plot(values, [row["floor_microseconds"] for row in own], "--", color="grey", label="arithmetic alone")
+        panel.set(title=name, ylabel="microseconds a token", xscale="log", ylim=(0, None))
+        panel.set_xticks(values, [f"{value:,}" for value in values], minor=False)
+        panel.minorticks_off()
+    panels[0].legend(frameon=False)
+    parts = [1e3 * seconds for seconds in length["seconds_by_sixteenth"]]
+    panels[-1].plot([(i + 0.5) / PARTS * length["steps"] for i in range(PARTS)], parts, "o-")
+    panels[-1].set(title="along a run", xlabel="step", ylabel="milliseconds a step", ylim=(0, None))
+    figure.suptitle(f"Cost of training, {method}")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Is next-token prediction here as fast as with plain code, and what does CoCoMix cost beside it?
+
+    python benchmarks/vs_plain.py [--nanogpt nanoGPT/model.py] [--repeats 5] [--json FILE] [--tiny]
+
+A training step (forward, backward, clipping, fused AdamW, float32, at the paper's 69M size) of this library's
+next-token prediction; of transformers' GPT2LMHeadModel; of nanoGPT's model, where its model.py is given (it is not part
+of this repository); and of CoCoMix with each mixing over the same backbone. All are measured in turn. "x ntp" is
+the time over that of our next-token prediction, round by round; "FLOPs" is what the counted arithmetic says it should
+be; "x floor" is the time over the time that this arithmetic takes in the machine's fastest matrix product.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from cocomix.model.costs import count_flops
+from common import alternate, floor_seconds, machine, machine_line, measured_peak, medians, ratio, table, write
+from networks import METHODS, TINY, Sizes, network, random_batch, stepper
+
+OURS = "cocomix: {}"
+COLUMNS = {
+    "name": "training step",
+    "seconds": "seconds",
+    "tokens_per_second": "tokens/s",
+    "over_ntp": "x ntp",
+    "flops_over_ntp": "FLOPs x ntp",
+    "over_floor": "x floor",
+}
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--nanogpt", type=Path, help="nanoGPT's model.py")
+    options.add_argument("--windows", type=int, default=1)
+    options.add_argument("--tokens", type=int, default=1024, help="tokens of a window")
+    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--json", type=Path)
+    options.add_argument("--tiny", action="store_true", help="seconds instead of minutes: does it run?")
+    given = options.parse_args()
+    sizes = TINY if given.tiny else Sizes()
+    tokens = min(given.tokens, sizes.context)
+    peak = measured_peak(given.threads, 256 if given.tiny else 2048)
+
+    steps: dict[str, Callable[[], float]] = {}
+    flops: dict[str, float] = {}
+    for method in METHODS:
+        model = network(sizes, method)
+        steps[OURS.format(method)] = stepper(model, sizes, method, given.windows, tokens)
+        flops[OURS.format(method)] = count_flops(model, tokens).training * given.windows * tokens
+    steps["transformers: ntp"] = _transformers_step(sizes, given.windows, tokens)
+    if given.nanogpt is not None:
+        steps["nanoGPT: ntp"] = _nanogpt_step(given.nanogpt, sizes, given.windows, tokens)
+
+    found = alternate(steps, given.repeats)
+    peak = max(peak, measured_peak(given.threads, 256 if given.tiny else 2048))
+    ours = OURS.format("ntp")
+    rows = [
+        {
+            "name": name,
+            "seconds": seconds,
+            "tokens_per_second": given.windows * tokens / seconds,
+            "over_ntp": ratio(found[ours], found[name]),
+            # The plain codes do the arithmetic of our next-token prediction.
+            "flops_over_ntp": flops.get(name, flops[ours]) / flops[ours],
+            "over_floor": seconds / floor_seconds(flops.get(name, flops[ours]), peak),
+        }
+        for name, seconds in medians(found).items()
+    ]
+    facts = machine()
+    print(f"{given.windows} x {tokens} tokens a step, {given.threads} threads, float32, median of {given.repeats}")
+    print(table(rows, COLUMNS))
+    print(machine_line(facts))
+    write(given.json, {"benchmark": "vs_plain", "machine": facts, "peak_flops": peak, "rows": rows, "measured": found})
+    return 0
+
+
+def _transformers_step(sizes: Sizes, windows: int, tokens: int) -> Callable[[], float]:
+    """transformers' own model and loss, its labels shifted inside (so one target fewer a window)."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(**sizes.backbone(), use_cache=False)).train()
+    ids = random_batch(sizes, "ntp", windows, tokens).inputs
+    return _plain_step(model, lambda: model(input_ids=ids, labels=ids).loss)
+
+
+def _nanogpt_step(path: Path, sizes: Sizes, windows: int, tokens: int) -> Callable[[], float]:
+    module = _load(path)
+    torch.manual_seed(0)
+    config = module.GPTConfig(
+        block_size=sizes.context,
+        vocab_size=sizes.vocabulary,
+        n_layer=sizes.depth,
+        n_head=sizes.heads,
+        n_embd=sizes.width,
+        dropout=0.0,
+        bias=True,
+    )
+    model = module.GPT(config).train()
+    batch = random_batch(sizes, "ntp", windows, tokens)
+    return _plain_step(model, lambda: model(batch.inputs, batch.targets.contiguous())[1])
+
+
+def _plain_step(model: torch.nn.Module, loss: Callable[[], Any]) -> Callable[[], float]:
+    """Forward, backward, clipping and the same fused AdamW, as a plain training script has them."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.1},
+        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=6e-4, betas=(0.9, 0.95), fused=True)
+
+    def step() -> float:
+        start = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return time.perf_counter() - start
+
+    return step
+
+
+def _load(path: Path) -> ModuleType:
+    """A module by its file's location."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise SystemExit(f"--nanogpt {path} is no Python file: give nanoGPT's model.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    sys.exit(main())

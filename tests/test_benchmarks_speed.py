@@ -1,0 +1,99 @@
+"""The benchmarks of speed run, at sizes that tell nothing, and their tables and files have what they promise."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+PLAIN_GPT = """
+import dataclasses
+import torch
+
+@dataclasses.dataclass
+class GPTConfig:
+    block_size: int
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    dropout: float
+    bias: bool
+
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.table = torch.nn.Embedding(config.vocab_size, config.vocab_size)
+
+    def forward(self, ids, targets):
+        logits = self.table(ids)
+        return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.view(-1))
+"""
+"""What the benchmark wants of a file with nanoGPT's model, and a model of two tokens in it."""
+
+
+def run(name: str, folder: Path, *words: str) -> tuple[str, dict]:
+    """Table and JSON of a benchmark."""
+    result = folder / "result.json"
+    command = [sys.executable, str(BENCHMARKS / name), "--tiny", "--repeats", "1", "--threads", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--json", str(result), *words], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(result.read_text())
+
+
+def test_plain_codes_and_every_mixing_stand_beside_next_token_prediction(tmp_path):
+    (tmp_path / "model.py").write_text(PLAIN_GPT)
+    printed, result = run("vs_plain.py", tmp_path, "--nanogpt", str(tmp_path / "model.py"))
+    rows = {row["name"]: row for row in result["rows"]}
+    ours = ["cocomix: ntp", "cocomix: insert", "cocomix: add", "cocomix: memory"]
+    assert list(rows) == [*ours, "transformers: ntp", "nanoGPT: ntp"]
+    assert rows["cocomix: ntp"]["over_ntp"] == rows["cocomix: ntp"]["flops_over_ntp"] == 1
+    assert rows["cocomix: insert"]["flops_over_ntp"] > rows["cocomix: memory"]["flops_over_ntp"] > 1
+    assert all(row["seconds"] > 0 and row["over_floor"] > 0 for row in result["rows"])
+    assert all(name in printed for name in rows)
+
+
+def test_a_missing_file_of_nanogpt_is_named(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "vs_plain.py"), "--tiny", "--nanogpt", str(tmp_path / "none.py")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert f"--nanogpt {tmp_path / 'none.py'} is no Python file" in done.stderr
+
+
+def test_decoding_is_compared_with_the_backbone_alone_in_time_and_in_bytes(tmp_path):
+    printed, result = run("decode.py", tmp_path, "--batch", "1", "3")
+    rows = {(row["batch"], row["method"]): row for row in result["rows"]}
+    assert set(rows) == {(batch, method) for batch in (1, 3) for method in ("ntp", "insert", "add", "memory")}
+    width, depth, vocabulary, concepts, kept, tokens = 32, 4, 384, 64, 8, 8 + 8 / 2
+    weights = depth * 12 * width**2 + vocabulary * width
+    plain = 4 * (weights + depth * tokens * 2 * width)
+    assert rows[1, "ntp"]["megabytes"] == pytest.approx(plain / 1e6)
+    doubled = 4 * ((concepts + kept) * width + 2 * tokens * 2 * width)
+    assert rows[1, "insert"]["megabytes"] == pytest.approx((plain + doubled) / 1e6)
+    assert rows[3, "ntp"]["megabytes"] < 3 * rows[1, "ntp"]["megabytes"]
+    assert "batch 3, memory" in printed
+
+
+def test_scaling_tells_every_series_and_the_run_s_length_and_draws_them(tmp_path):
+    printed, result = run("scaling.py", tmp_path, "--plot", str(tmp_path / "scaling.png"))
+    series = {row["series"] for row in result["rows"]}
+    assert {"concepts", "width"} < series
+    assert len(series) == 4
+    assert len(result["rows"]) == 8
+    assert result["length"]["steps"] == 64
+    assert len(result["length"]["seconds_by_sixteenth"]) == 16
+    assert "in its last sixteenth" in " ".join(printed.split())
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
