@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -39,17 +40,41 @@ def ratio(of: Sequence[float], to: Sequence[float]) -> float:
     return median(b / a for a, b in zip(of, to, strict=True))
 
 
-def measured_peak(threads: int, size: int = 2048, repeats: int = 6) -> float:
-    """FLOP/s of the fastest of a few float32 matrix products on the CPU; it sets torch's threads.
-
-    Measure before and after, and take the larger: what a busy machine gave is no peak.
-    """
+def measured_peak(threads: int, size: int = 2048, repeats: int = 6, device: str = "cpu", bf16: bool = False) -> float:
+    """FLOP/s of the fastest of a few matrix products (float32 or bfloat16); it sets torch's threads."""
     import torch
 
     from cocomix.train import metrics
 
     torch.set_num_threads(threads)
-    return metrics.measured_peak(torch.device("cpu"), torch.float32, size, repeats)
+    kind = torch.bfloat16 if bf16 else torch.float32
+    return metrics.measured_peak(torch.device(device), kind, size, repeats)
+
+
+def synchronised(device: str) -> float:
+    """The clock, read when the device has done what it was given."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+PEAK = "peak"
+"""The name under which :func:`with_peak` measures."""
+
+
+def with_peak(
+    callables: Mapping[str, Callable[[], float]], peak: Callable[[], float], repeats: int
+) -> tuple[dict[str, list[float]], list[float]]:
+    """:func:`alternate`, and the peak of each round: a machine's clock drifts, and a floor must drift with it."""
+    found = alternate({**callables, PEAK: peak}, repeats)
+    return found, found.pop(PEAK)
+
+
+def over_floor(seconds: Sequence[float], flops: float, peaks: Sequence[float]) -> float:
+    """How many times the floor: the median over rounds of seconds over ``flops`` at the round's own peak."""
+    return median(s * peak / flops for s, peak in zip(seconds, peaks, strict=True))
 
 
 def floor_seconds(flops: float, peak: float) -> float:

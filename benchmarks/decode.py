@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,18 @@ from transformers.pytorch_utils import Conv1D
 
 from cocomix.model.costs import count_flops
 from cocomix.model.modeling import CoCoMixForCausalLM
-from common import alternate, floor_seconds, machine, machine_line, measured_peak, medians, ratio, table, write
+from common import (
+    alternate,
+    floor_seconds,
+    machine,
+    machine_line,
+    measured_peak,
+    medians,
+    ratio,
+    synchronised,
+    table,
+    write,
+)
 from networks import METHODS, TINY, Sizes, network
 
 COLUMNS = {
@@ -52,20 +62,25 @@ def main() -> int:
     options.add_argument("--prompt", type=int, default=64)
     options.add_argument("--new", type=int, default=128, help="new tokens")
     options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--device", default="cpu", help="cpu or cuda")
+    options.add_argument("--bf16", action="store_true", help="weights in bfloat16")
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--json", type=Path)
     options.add_argument("--tiny", action="store_true", help="seconds instead of minutes: does it run?")
     given = options.parse_args()
     sizes, prompt, new = (TINY, 8, 8) if given.tiny else (Sizes(), given.prompt, given.new)
-    peak, bandwidth = measured_peak(given.threads, 256 if given.tiny else 2048), measured_bandwidth()
-    models = {method: network(sizes, method).eval() for method in METHODS}
+    side = 256 if given.tiny else 8192 if given.device.startswith("cuda") else 2048
+    kind = torch.bfloat16 if given.bf16 else torch.float32
+    peak = measured_peak(given.threads, side, device=given.device, bf16=given.bf16)
+    bandwidth = measured_bandwidth(given.device)
+    models = {method: network(sizes, method).eval().to(given.device, kind) for method in METHODS}
 
     rows: list[dict[str, Any]] = []
     measured: dict[int, dict[str, list[float]]] = {}
     for batch in given.batch:
         calls = {method: _generation(model, batch, prompt, new) for method, model in models.items()}
         measured[batch] = found = alternate(calls, given.repeats)
-        peak, bandwidth = max(peak, measured_peak(given.threads, 256)), max(bandwidth, measured_bandwidth())
+        bandwidth = max(bandwidth, measured_bandwidth(given.device))
         plain = needs(models["ntp"], batch, prompt, new)
         for method, seconds in medians(found).items():
             need, step = needs(models[method], batch, prompt, new), seconds / new
@@ -87,11 +102,20 @@ def main() -> int:
                 }
             )
     facts = machine()
-    print(f"prompt of {prompt} tokens, {new} new ones, {given.threads} threads, float32, median of {given.repeats}")
+    where = f"{given.threads} threads" if given.device == "cpu" else given.device
+    where += ", bfloat16" if given.bf16 else ", float32"
+    print(f"prompt of {prompt} tokens, {new} new ones, {where}, median of {given.repeats}")
     print(table(rows, COLUMNS))
     print(f"memory read at {bandwidth / 1e9:.1f} GB/s, matrix products at {peak / 1e9:.0f} GFLOP/s")
     print(machine_line(facts))
-    result = {"benchmark": "decode", "machine": facts, "bandwidth": bandwidth, "peak_flops": peak, "rows": rows}
+    result = {
+        "benchmark": "decode",
+        "machine": facts,
+        "setting": where,
+        "bandwidth": bandwidth,
+        "peak_flops": peak,
+        "rows": rows,
+    }
     write(given.json, {**result, "measured": measured})
     return 0
 
@@ -99,15 +123,16 @@ def main() -> int:
 def _generation(model: CoCoMixForCausalLM, batch: int, prompt: int, new: int) -> Callable[[], float]:
     anything: Any = model
     vocabulary = model.config.text_config.vocab_size
-    ids = torch.randint(0, vocabulary, (batch, prompt), generator=torch.Generator().manual_seed(2))
+    ids = torch.randint(0, vocabulary, (batch, prompt), generator=torch.Generator().manual_seed(2)).to(model.device)
+    device = str(model.device)
     mask = torch.ones_like(ids)
 
     def generate() -> float:
-        start = time.perf_counter()
+        start = synchronised(device)
         text = anything.generate(
             ids, attention_mask=mask, max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0
         )
-        seconds = time.perf_counter() - start
+        seconds = synchronised(device) - start
         assert text.shape == (batch, prompt + new)
         return seconds
 
@@ -132,15 +157,15 @@ def needs(model: CoCoMixForCausalLM, batch: int, prompt: int, new: int) -> Needs
     return Needs(numbers * model.dtype.itemsize, flops)
 
 
-def measured_bandwidth(megabytes: int = 256, repeats: int = 6) -> float:
+def measured_bandwidth(device: str = "cpu", megabytes: int = 256, repeats: int = 6) -> float:
     """Bytes a second of the fastest of a few matrix-vector products over a matrix too large for the CPU's caches."""
-    matrix = torch.full((megabytes << 8, 1024), 0.5)
-    vector = torch.ones(1024)
+    matrix = torch.full((megabytes << 8, 1024), 0.5, device=device)
+    vector = torch.ones(1024, device=device)
     best = float("inf")
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = synchronised(device)
         torch.mv(matrix, vector)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, synchronised(device) - start)
     return matrix.nbytes / best
 
 

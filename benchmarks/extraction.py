@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +36,18 @@ from cocomix.concepts.teacher import Teacher
 from cocomix.data.dataset import Dataset
 from cocomix.testing.teachers import write_sae
 from cocomix.testing.text import tiny_dataset
-from common import alternate, floor_seconds, machine, machine_line, measured_peak, medians, table, write
+from common import (
+    floor_seconds,
+    machine,
+    machine_line,
+    measured_peak,
+    medians,
+    over_floor,
+    synchronised,
+    table,
+    with_peak,
+    write,
+)
 
 COLUMNS = {
     "name": "what",
@@ -67,36 +79,38 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--device", default="cpu", help="cpu or cuda, of label_windows and the command")
     options.add_argument("--json", type=Path)
     options.add_argument("--tiny", action="store_true", help="seconds instead of minutes: does it run?")
     given = options.parse_args()
     sizes, side = (TINY, 256) if given.tiny else (PAPER, 2048)
-    peak = measured_peak(given.threads, side)
+    torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(**sizes.config))
     block = len(model.transformer.h) // 2 - 1
     with tempfile.TemporaryDirectory() as place:
         # what the command reads; before the measurements, since they may change parts of the model
         data, teacher_folder, sae_folder = _folders(Path(place), model, sizes)
-        teacher, sae = Teacher(model, block), _autoencoder(model.config.n_embd, sizes)
+        teacher, sae = Teacher(model.to(given.device), block), _autoencoder(model.config.n_embd, sizes).to(given.device)
         settings = AttributionSettings()
         calls = {f"label_windows, {b} x {t}": _labels(teacher, sae, settings, b, t) for b, t in sizes.batches}
-        found = alternate(calls, given.repeats)
+        found, peaks = with_peak(calls, lambda: measured_peak(given.threads, side, device=given.device), given.repeats)
         rows: list[dict[str, Any]] = []
         for (name, seconds), (windows, window) in zip(medians(found).items(), sizes.batches, strict=True):
             flops = label_flops(teacher, sae, settings, window, float(sizes.k)).total
-            rows.append(_row(name, windows * window, seconds, flops, _growth(calls[name])))
+            row = _row(name, windows * window, seconds, flops, _growth(calls[name]))
+            rows.append({**row, "over_floor": over_floor(found[name], row["flops"], peaks)})
         del model, teacher, sae, calls
         before = time.perf_counter()
-        manifest = _extract(data, teacher_folder, sae_folder, block, sizes, given.threads)
+        manifest = _extract(data, teacher_folder, sae_folder, block, sizes, given)
         total, cost = time.perf_counter() - before, manifest["cost"]
         flops = cost["flops_per_token"]
         rows.append(_row("concepts extract, labelling", manifest["tokens"], cost["seconds"], flops, None))
         rows.append(_row("concepts extract, the command", manifest["tokens"], total, flops, None))
-    peak = max(peak, measured_peak(given.threads, side))
+    peak = median(peaks)
     for row in rows:
         row["floor_seconds"] = floor_seconds(row["flops"], peak)
-        row["over_floor"] = row["seconds"] / row["floor_seconds"]
+        row.setdefault("over_floor", row["seconds"] / row["floor_seconds"])
     facts = machine()
     print(f"{given.threads} threads, float32, median of {given.repeats}; the command once")
     print(table(rows, COLUMNS))
@@ -126,9 +140,9 @@ def _labels(
     tokens = torch.randint(0, teacher.config.vocab_size, (windows, window + 1), generator=generator)
 
     def label() -> float:
-        start = time.perf_counter()
+        start = synchronised(str(teacher.device))
         label_windows(teacher, sae, tokens[:, :-1], tokens[:, 1:], settings)
-        return time.perf_counter() - start
+        return synchronised(str(teacher.device)) - start
 
     return label
 
@@ -169,11 +183,21 @@ def _folders(place: Path, model: GPT2LMHeadModel, sizes: Sizes) -> tuple[Path, P
     return data.folder, place / "teacher", write_sae(place / "sae", *_weights(model.config.n_embd, sizes), sizes.k)
 
 
-def _extract(data: Path, teacher: Path, sae: Path, block: int, sizes: Sizes, threads: int) -> dict[str, Any]:
-    words = [f"sae={sae}", f"teacher={teacher}", f"block={block}", "name=timed", "force=true"]
+def _extract(
+    data: Path, teacher: Path, sae: Path, block: int, sizes: Sizes, given: argparse.Namespace
+) -> dict[str, Any]:
+    words = [
+        f"sae={sae}",
+        f"teacher={teacher}",
+        f"block={block}",
+        "name=timed",
+        "force=true",
+        f"device={given.device}",
+        "dtype=float32",
+    ]
     words += [f"train_windows={sizes.train_windows}", f"batch_windows={sizes.batches[0][0]}"]
     command = [sys.executable, "-m", "cocomix", "concepts", "extract", f"data={data}", *words, "--json"]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    environment = os.environ | {"OMP_NUM_THREADS": str(given.threads)}
     subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
     manifest: dict[str, Any] = json.loads((data / "labels" / "timed" / "labels.json").read_text(encoding="utf-8"))
     return manifest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.train.build import build_optimizers
 from cocomix.train.settings import OptimizerSettings
 from cocomix.train.step import train_step
+from common import synchronised
 
 LABELS = 4
 """Concept labels a token (the paper's K_attr)."""
@@ -61,6 +61,17 @@ METHODS: dict[str, dict[str, str]] = {
 """Next-token prediction with the backbone alone, and CoCoMix with each mixing of the same backbone."""
 
 
+def autocast(device: str, bf16: bool) -> torch.autocast:
+    """What a training run computes in."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16)
+
+
+def compile_blocks(model: CoCoMixForCausalLM) -> None:
+    """As a training run's ``compile=blocks``."""
+    for block in model.blocks:
+        block.compile()
+
+
 def network(sizes: Sizes, method: str) -> CoCoMixForCausalLM:
     """A network with random weights, in training mode."""
     torch.manual_seed(0)
@@ -85,16 +96,28 @@ def random_batch(sizes: Sizes, method: str, windows: int, tokens: int) -> Batch:
     return Batch(np.arange(windows), ids[:, :-1], ids[:, 1:], columns)
 
 
-def stepper(model: CoCoMixForCausalLM, sizes: Sizes, method: str, windows: int, tokens: int) -> Callable[[], float]:
+def stepper(
+    model: CoCoMixForCausalLM,
+    sizes: Sizes,
+    method: str,
+    windows: int,
+    tokens: int,
+    device: str = "cpu",
+    bf16: bool = False,
+    compiled: bool = False,
+) -> Callable[[], float]:
     """A training step of cocomix on one batch, again at each call; returns its seconds."""
-    batch = random_batch(sizes, method, windows, tokens)
+    batch = random_batch(sizes, method, windows, tokens).to(torch.device(device))
+    model.to(device)
+    if compiled:
+        compile_blocks(model)
     weights = {"ntp": 1.0, "concept": 0.1} if batch.columns else {"ntp": 1.0}
     optimizers = build_optimizers(model, OptimizerSettings())
     spread, terms = Spread(model, model, 1), loss_terms(weights)
 
     def step() -> float:
-        start = time.perf_counter()
-        train_step(spread, terms, [batch], optimizers, clip=1.0)
-        return time.perf_counter() - start
+        start = synchronised(device)
+        train_step(spread, terms, [batch], optimizers, 1.0, autocast(device, bf16))
+        return synchronised(device) - start
 
     return step

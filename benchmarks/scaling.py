@@ -76,7 +76,8 @@ def main() -> int:
     print(table(rows, COLUMNS))
     print(
         f"a run of {PARTS * steps:,} steps: a step in its last sixteenth takes {length['seconds_ratio']:.3f} times one "
-        f"in its first; its peak memory is {length['memory_ratio']:.3f} times that of a run of {steps:,} steps"
+        f"in its first; its peak memory is {length['memory_ratio']:.3f} times that of a run of {steps:,} steps; "
+        f"{100 * length['waited_for_data']:.2f} % of its time it waited for data"
     )
     print(machine_line(facts))
     if given.plot is not None:
@@ -144,13 +145,14 @@ def against_length(steps: int, threads: int) -> dict[str, Any]:
         folder = Path(temporary)
         prepare(folder / "made")
         short, long = (train(folder, count, threads) for count in (steps, PARTS * steps))
-        seconds = step_seconds(folder / f"{PARTS * steps}")
+        seconds, waited = step_seconds(folder / f"{PARTS * steps}"), waited_share(folder / f"{PARTS * steps}")
     size = len(seconds) // PARTS
     parts = [median(seconds[i * size : (i + 1) * size]) for i in range(PARTS)]
     return {
         "steps": PARTS * steps,
         "seconds_by_sixteenth": parts,
         "seconds_ratio": parts[-1] / parts[0],
+        "waited_for_data": waited,
         "peak_megabytes": {steps: short, PARTS * steps: long},
         "memory_ratio": long / short,
     }
@@ -178,6 +180,14 @@ def step_seconds(run: Path) -> list[float]:
 
     clock = [line["seconds"] for line in read_lines(run / "metrics.jsonl")]
     return [after - before for before, after in pairwise(clock)]
+
+
+def waited_share(run: Path) -> float:
+    """The share of a run's seconds in which it waited for a batch."""
+    from cocomix.train.metrics import read_lines
+
+    last = list(read_lines(run / "metrics.jsonl"))[-1]
+    return last["waited"]["data"] / last["seconds"]
 
 
 def draw(path: Path, rows: list[dict[str, Any]], length: dict[str, Any], method: str) -> None:

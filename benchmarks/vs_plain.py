@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -23,8 +22,20 @@ from typing import Any
 import torch
 
 from cocomix.model.costs import count_flops
-from common import alternate, floor_seconds, machine, machine_line, measured_peak, medians, ratio, table, write
-from networks import METHODS, TINY, Sizes, network, random_batch, stepper
+from cocomix.ops.allocator import keep_freed_memory
+from common import (
+    machine,
+    machine_line,
+    measured_peak,
+    medians,
+    over_floor,
+    ratio,
+    synchronised,
+    table,
+    with_peak,
+    write,
+)
+from networks import METHODS, TINY, Sizes, autocast, network, random_batch, stepper
 
 OURS = "cocomix: {}"
 COLUMNS = {
@@ -43,26 +54,33 @@ def main() -> int:
     options.add_argument("--windows", type=int, default=1)
     options.add_argument("--tokens", type=int, default=1024, help="tokens of a window")
     options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--device", default="cpu", help="cpu or cuda")
+    options.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    options.add_argument("--compile", action="store_true", help="blocks of ours, the plain models whole")
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--json", type=Path)
     options.add_argument("--tiny", action="store_true", help="seconds instead of minutes: does it run?")
     given = options.parse_args()
     sizes = TINY if given.tiny else Sizes()
     tokens = min(given.tokens, sizes.context)
-    peak = measured_peak(given.threads, 256 if given.tiny else 2048)
+    torch.set_num_threads(given.threads)
+    keep_freed_memory()  # as a training run does, here for all alike
 
     steps: dict[str, Callable[[], float]] = {}
     flops: dict[str, float] = {}
     for method in METHODS:
         model = network(sizes, method)
-        steps[OURS.format(method)] = stepper(model, sizes, method, given.windows, tokens)
+        how = (given.device, given.bf16, given.compile)
+        steps[OURS.format(method)] = stepper(model, sizes, method, given.windows, tokens, *how)
         flops[OURS.format(method)] = count_flops(model, tokens).training * given.windows * tokens
-    steps["transformers: ntp"] = _transformers_step(sizes, given.windows, tokens)
+    steps["transformers: ntp"] = _transformers_step(sizes, given, tokens)
     if given.nanogpt is not None:
-        steps["nanoGPT: ntp"] = _nanogpt_step(given.nanogpt, sizes, given.windows, tokens)
+        steps["nanoGPT: ntp"] = _nanogpt_step(given.nanogpt, sizes, given, tokens)
 
-    found = alternate(steps, given.repeats)
-    peak = max(peak, measured_peak(given.threads, 256 if given.tiny else 2048))
+    side = 256 if given.tiny else 8192 if given.device.startswith("cuda") else 2048
+    found, peaks = with_peak(
+        steps, lambda: measured_peak(given.threads, side, device=given.device, bf16=given.bf16), given.repeats
+    )
     ours = OURS.format("ntp")
     rows = [
         {
@@ -72,29 +90,34 @@ def main() -> int:
             "over_ntp": ratio(found[ours], found[name]),
             # The plain codes do the arithmetic of our next-token prediction.
             "flops_over_ntp": flops.get(name, flops[ours]) / flops[ours],
-            "over_floor": seconds / floor_seconds(flops.get(name, flops[ours]), peak),
+            "over_floor": over_floor(found[name], flops.get(name, flops[ours]), peaks),
         }
         for name, seconds in medians(found).items()
     ]
     facts = machine()
-    print(f"{given.windows} x {tokens} tokens a step, {given.threads} threads, float32, median of {given.repeats}")
+    where = f"{given.threads} threads" if given.device == "cpu" else given.device
+    where += (", bfloat16" if given.bf16 else ", float32") + (", compiled" if given.compile else "")
+    print(f"{given.windows} x {tokens} tokens a step, {where}, median of {given.repeats}")
     print(table(rows, COLUMNS))
     print(machine_line(facts))
-    write(given.json, {"benchmark": "vs_plain", "machine": facts, "peak_flops": peak, "rows": rows, "measured": found})
+    write(
+        given.json,
+        {"benchmark": "vs_plain", "machine": facts, "setting": where, "peaks": peaks, "rows": rows, "measured": found},
+    )
     return 0
 
 
-def _transformers_step(sizes: Sizes, windows: int, tokens: int) -> Callable[[], float]:
+def _transformers_step(sizes: Sizes, given: argparse.Namespace, tokens: int) -> Callable[[], float]:
     """transformers' own model and loss, its labels shifted inside (so one target fewer a window)."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(**sizes.backbone(), use_cache=False)).train()
-    ids = random_batch(sizes, "ntp", windows, tokens).inputs
-    return _plain_step(model, lambda: model(input_ids=ids, labels=ids).loss)
+    ids = random_batch(sizes, "ntp", given.windows, tokens).inputs.to(given.device)
+    return _plain_step(model, lambda: model(input_ids=ids, labels=ids).loss, given)
 
 
-def _nanogpt_step(path: Path, sizes: Sizes, windows: int, tokens: int) -> Callable[[], float]:
+def _nanogpt_step(path: Path, sizes: Sizes, given: argparse.Namespace, tokens: int) -> Callable[[], float]:
     module = _load(path)
     torch.manual_seed(0)
     config = module.GPTConfig(
@@ -107,12 +130,15 @@ def _nanogpt_step(path: Path, sizes: Sizes, windows: int, tokens: int) -> Callab
         bias=True,
     )
     model = module.GPT(config).train()
-    batch = random_batch(sizes, "ntp", windows, tokens)
-    return _plain_step(model, lambda: model(batch.inputs, batch.targets.contiguous())[1])
+    batch = random_batch(sizes, "ntp", given.windows, tokens).to(torch.device(given.device))
+    return _plain_step(model, lambda: model(batch.inputs, batch.targets.contiguous())[1], given)
 
 
-def _plain_step(model: torch.nn.Module, loss: Callable[[], Any]) -> Callable[[], float]:
+def _plain_step(model: torch.nn.Module, loss: Callable[[], Any], given: argparse.Namespace) -> Callable[[], float]:
     """Forward, backward, clipping and the same fused AdamW, as a plain training script has them."""
+    model.to(given.device)
+    if given.compile:
+        model.compile()
     groups = [
         {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.1},
         {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
@@ -120,12 +146,14 @@ def _plain_step(model: torch.nn.Module, loss: Callable[[], Any]) -> Callable[[],
     optimizer = torch.optim.AdamW(groups, lr=6e-4, betas=(0.9, 0.95), fused=True)
 
     def step() -> float:
-        start = time.perf_counter()
+        start = synchronised(given.device)
         optimizer.zero_grad(set_to_none=True)
-        loss().backward()
+        with autocast(given.device, given.bf16):
+            value = loss()
+        value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        return time.perf_counter() - start
+        return synchronised(given.device) - start
 
     return step
 

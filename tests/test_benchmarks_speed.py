@@ -97,3 +97,15 @@ def test_scaling_tells_every_series_and_the_run_s_length_and_draws_them(tmp_path
     assert len(result["length"]["seconds_by_sixteenth"]) == 16
     assert "in its last sixteenth" in " ".join(printed.split())
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_suite_for_a_gpu_runs_all_its_tables_and_writes_one_file(tmp_path):
+    """On a CPU, in bfloat16, without the compiler: its words fit the benchmarks."""
+    out = tmp_path / "all.json"
+    command = [str(BENCHMARKS / "gpu_suite.sh"), str(out), "cpu", "--tiny", "--repeats", "1", "--threads", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert set(found) == {"vs_plain", "decode", "extraction"}
+    assert "bfloat16" in found["vs_plain"]["setting"]
