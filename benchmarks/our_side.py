@@ -35,7 +35,7 @@ class Ours:
     def __init__(self, sizes: Sizes) -> None:
         self.sizes = sizes
         torch.set_num_threads(sizes.threads)
-        keep_freed_memory()  # as a training run does
+        keep_freed_memory()
         torch.manual_seed(sizes.seed)
         tokens = torch.randint(0, sizes.vocab, (sizes.batch, sizes.window + 1))
         self.inputs, self.targets = tokens[:, :-1], tokens[:, 1:]

@@ -64,7 +64,7 @@ def main() -> int:
     sizes = TINY if given.tiny else Sizes()
     tokens = min(given.tokens, sizes.context)
     torch.set_num_threads(given.threads)
-    keep_freed_memory()  # as a training run does, here for all alike
+    keep_freed_memory()  # for all alike
 
     steps: dict[str, Callable[[], float]] = {}
     flops: dict[str, float] = {}

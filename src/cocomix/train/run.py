@@ -23,7 +23,6 @@ from cocomix.files import read_json, write_json, write_text
 from cocomix.losses.terms import loss_terms
 from cocomix.model.costs import count_flops, count_parameters
 from cocomix.model.modeling import CoCoMixForCausalLM
-from cocomix.ops.allocator import keep_freed_memory
 from cocomix.progress import say
 from cocomix.train.budget import Budget
 from cocomix.train.build import build_model, build_optimizers, checkpoint_activations, model_config, windows_at_once
@@ -69,8 +68,6 @@ class Run:
         """Data, labels and losses; returns the number of concepts."""
         settings = self.settings
         self.device = _device(settings.device, self.world)
-        if self.device.type == "cpu":
-            keep_freed_memory()
         self.dataset = Dataset.open(settings.data.path)
         self.window = settings.data.window or self.dataset.window
         self.split = self.dataset.split("train")
