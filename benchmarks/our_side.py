@@ -20,7 +20,6 @@ from cocomix.losses.terms import loss_terms
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.costs import count_flops, count_parameters
 from cocomix.model.modeling import CoCoMixForCausalLM
-from cocomix.ops.allocator import keep_freed_memory
 from cocomix.train.build import build_optimizers
 from cocomix.train.settings import OptimizerSettings
 from cocomix.train.step import train_step
@@ -35,7 +34,6 @@ class Ours:
     def __init__(self, sizes: Sizes) -> None:
         self.sizes = sizes
         torch.set_num_threads(sizes.threads)
-        keep_freed_memory()
         torch.manual_seed(sizes.seed)
         tokens = torch.randint(0, sizes.vocab, (sizes.batch, sizes.window + 1))
         self.inputs, self.targets = tokens[:, :-1], tokens[:, 1:]

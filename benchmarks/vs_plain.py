@@ -22,7 +22,6 @@ from typing import Any
 import torch
 
 from cocomix.model.costs import count_flops
-from cocomix.ops.allocator import keep_freed_memory
 from common import (
     machine,
     machine_line,
@@ -64,7 +63,6 @@ def main() -> int:
     sizes = TINY if given.tiny else Sizes()
     tokens = min(given.tokens, sizes.context)
     torch.set_num_threads(given.threads)
-    keep_freed_memory()  # for all alike
 
     steps: dict[str, Callable[[], float]] = {}
     flops: dict[str, float] = {}
