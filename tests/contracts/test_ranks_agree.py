@@ -94,7 +94,7 @@ def test_ranks_and_micro_batches_do_not_change_the_losses(place: Path, method: s
         assert_close("one", other)
     if method != "ntp":  # the masks are uneven: a mean of the ranks' means would differ
         run = Run(load_settings(TrainSettings, [*words, "run=one"]))
-        labels = run.labels.read("train", torch.arange(8).numpy())
+        labels = run.sources.labels.read("train", torch.arange(8).numpy())
         counts = [int((half != -1).sum()) for half in (labels[:4], labels[4:])]
         assert counts[0] != counts[1]
 

@@ -99,7 +99,7 @@ def _register() -> None:
 GROUPS = {
     "data": "Text into token shards, and their check.",
     "sae": "Sparse autoencoders on a teacher's residual stream: train, check and convert.",
-    "concepts": "Concept labels of a teacher and its SAE: extract, collect in an atlas, show.",
+    "concepts": "What a teacher knows of a dataset: concept labels and probabilities; an atlas of concepts.",
 }
 
 VERBS: list[tuple[str, str, str]] = [
@@ -111,10 +111,12 @@ VERBS: list[tuple[str, str, str]] = [
     ("sae check", "sae", "cocomix.concepts.settings:SaeCheckSettings"),
     ("sae convert", "sae", ""),
     ("concepts extract", "concepts", "cocomix.concepts.settings:ExtractSettings"),
+    ("concepts probabilities", "concepts", "cocomix.concepts.settings:ProbabilitySettings"),
     ("concepts atlas", "concepts", "cocomix.concepts.settings:AtlasSettings"),
     ("concepts show", "concepts", "cocomix.concepts.settings:ShowSettings"),
     ("plan", "plan", "cocomix.train.settings:TrainSettings"),
     ("train", "train", "cocomix.train.settings:TrainSettings"),
+    ("sweep", "sweep", "cocomix.sweep.settings:SweepSettings"),
     ("eval", "eval", "cocomix.evaluate.settings:EvalSettings"),
     ("compare", "compare", "cocomix.compare.settings:CompareSettings"),
     ("inspect", "inspect", "cocomix.steer.settings:InspectSettings"),
@@ -123,7 +125,7 @@ VERBS: list[tuple[str, str, str]] = [
 ]
 """Every verb. The function in the file bears the verb's last word."""
 
-OVER_RANKS = ("data prepare", "sae train", "concepts extract", "train")
+OVER_RANKS = ("data prepare", "sae train", "concepts extract", "concepts probabilities", "train")
 """Verbs whose work the ranks that torchrun starts do together."""
 
 

@@ -1,4 +1,4 @@
-"""``cocomix concepts extract``, ``atlas`` and ``show``."""
+"""``cocomix concepts extract``, ``probabilities``, ``atlas`` and ``show``."""
 
 from __future__ import annotations
 
@@ -47,6 +47,37 @@ def extract(words: Words = None, json: Json = False) -> None:
         f"{settings.data}/labels/{settings.name}: {manifest['tokens']:,} tokens, {manifest['attribution']['k']} labels "
         f"each ({found['masked_share']:.1%} without a meaning), {found['distinct_concepts']:,} of "
         f"{manifest['sae']['latents']:,} concepts occur; {cost['flops'] / 1e12:.1f} TFLOP, {cost['seconds']:.0f} s, "
+        f"{1 / cost['seconds_per_token']:,.0f} tokens/s"
+    )
+    show_result({"name": settings.name, **manifest}, text, json)
+
+
+def probabilities(words: Words = None, json: Json = False) -> None:
+    """Write down what a teacher expects next at every token of a dataset: for distillation.
+
+    A pass forward through the teacher, once for all runs; its k likeliest tokens and their probabilities lie beside the
+    token shards, all other tokens share one bucket. Resumable and shared between ranks like 'concepts extract'.
+
+    Example:
+
+      cocomix concepts probabilities data=data/mine teacher=runs/teacher k=32 name=teacher
+    """
+    from cocomix.concepts.extract import extract_probabilities
+    from cocomix.concepts.settings import ProbabilitySettings
+    from cocomix.config import load_settings
+    from cocomix.dist.world import joined
+
+    quiet_transformers()
+    settings = load_settings(ProbabilitySettings, words or [])
+    with joined() as world:
+        manifest = extract_probabilities(settings)
+        if not world.first:
+            return
+    cost = manifest["cost"]
+    text = (
+        f"{settings.data}/probabilities/{settings.name}: {manifest['tokens']:,} tokens, the {manifest['k']} likeliest "
+        f"of each hold {manifest['statistics']['mass']:.1%}; "
+        f"{cost['flops'] / 1e12:.1f} TFLOP, {cost['seconds']:.0f} s, "
         f"{1 / cost['seconds_per_token']:,.0f} tokens/s"
     )
     show_result({"name": settings.name, **manifest}, text, json)

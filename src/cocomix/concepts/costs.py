@@ -50,7 +50,7 @@ def label_flops(
     attention, head = attention_flops(teacher, window), 2.0 * teacher.width * teacher.config.vocab_size
     above = len(products) - teacher.block - 1
     operands = 1 if settings.gradient_of == "next_token" else 2
-    forward = sum(products) + len(products) * attention + head
+    forward = forward_flops(teacher, window)
     backward = sum(products[teacher.block + 1 :]) + above * operands * attention + head
     encode, attribute = dense, row * active
     if settings.latents == "preact":
@@ -58,6 +58,12 @@ def label_flops(
     if settings.at == "reconstruction":
         encode += dense + row * active  # encoded once more, to be decoded into the stream
     return LabelFlops(forward, backward, encode, attribute)
+
+
+def forward_flops(teacher: Teacher, window: int) -> float:
+    """A forward pass to the logits, a token."""
+    head = 2.0 * teacher.width * teacher.config.vocab_size
+    return head + sum(_products(block) + attention_flops(teacher, window) for block in teacher.blocks)
 
 
 def activation_flops(teacher: Teacher, window: int) -> float:

@@ -11,15 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
-from cocomix.concepts.labelling import Labeller
-from cocomix.concepts.labels import label_columns
 from cocomix.concepts.units import UNITS, ShardWork, State, Work, batch_size, deal
-from cocomix.data.columns import ColumnWriter
+from cocomix.data.columns import Column, ColumnWriter
+from cocomix.data.dataset import Split
 from cocomix.dist.world import World
 from cocomix.errors import UserError, explained
 from cocomix.files import atomic_path
@@ -29,6 +28,26 @@ from cocomix.stopping import Stopped, StopRequest
 SECONDS_BETWEEN_MEETINGS = 30.0
 PIECE = 1 << 24
 """Bytes copied, or labels counted, at once."""
+
+
+@runtime_checkable
+class Maker(Protocol):
+    """Makes columns from windows of text."""
+
+    @property
+    def window(self) -> int:
+        """Tokens of a window."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """What is made. The first holds entries of a dictionary; the largest value of its type stands for none."""
+
+    @property
+    def entries(self) -> int:
+        """Size of that dictionary."""
+
+    def make(self, split: Split, windows: Int[np.ndarray, " N"]) -> Sequence[np.ndarray]:
+        """A column's values each, [N, window, width] in its dtype."""
 
 
 @dataclass
@@ -50,17 +69,23 @@ class Report:
 
 
 class Extraction:
-    """Labels the shards that ``state`` says are not labelled yet."""
+    """Labels the shards that ``state`` says are not labelled yet, with whatever ``maker`` makes."""
 
     def __init__(
-        self, labeller: Labeller, batch_windows: int, shards: Sequence[ShardWork], state: State, world: World
+        self,
+        maker: Maker,
+        batch_windows: int,
+        shards: Sequence[ShardWork],
+        state: State,
+        world: World,
+        what: str = "labels",
     ) -> None:
-        self.columns = label_columns(labeller.sae.latents, labeller.attribution.k)
+        self.columns, self._what = maker.columns, what
         self.found = 0
         """Labels with a meaning."""
-        self.used: Bool[np.ndarray, " C"] = np.zeros(labeller.sae.latents, dtype=bool)
+        self.used: Bool[np.ndarray, " C"] = np.zeros(maker.entries, dtype=bool)
         """Concepts that occur."""
-        self._labeller, self._batch_windows, self._window = labeller, batch_windows, labeller.window
+        self._maker, self._batch_windows, self._window = maker, batch_windows, maker.window
         self._shards = {shard.name: shard for shard in shards}
         self.state = state
         self._folder, self._world = state.path.parent, world
@@ -81,7 +106,7 @@ class Extraction:
         shards, world = list(self._shards.values()), self._world
         total = sum(int(shard.due.sum()) for shard in shards) * self._window
         held: list[Work | None] = [None] * world.size
-        with self._stop, progress("labels, tokens", total, self._tokens_done()) as bar:
+        with self._stop, progress(f"{self._what}, tokens", total, self._tokens_done()) as bar:
             try:
                 while left := self.state.left(shards, self.columns, self._counted):
                     error = self._round(deal(left, held)[world.rank], bar)
@@ -96,7 +121,7 @@ class Extraction:
                     self._remove_joined(self._report.files)
                     if any(report.stop for report in reports):
                         raise Stopped(
-                            f"the labels in {self._folder} are saved after {self._windows_done():,} windows; the "
+                            f"the {self._what} in {self._folder} are saved after {self._windows_done():,} windows; the "
                             "same command goes on from there"
                         )
             finally:
@@ -185,16 +210,15 @@ class Extraction:
                     self._report.windows[shard.name, unit] = at - first
                 yield int(due.sum()) * self._window
 
-    def _values(self, shard: ShardWork, first: int, due: Bool[np.ndarray, " N"]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and strengths of the shard's windows from ``first`` on; those that are not due have no label."""
-        shape, dtype = (len(due), self._window, self._labeller.attribution.k), self.columns[0].dtype
-        ids, strengths = np.full(shape, np.iinfo(dtype).max, dtype=dtype), np.zeros(shape, dtype=np.float16)
+    def _values(self, shard: ShardWork, first: int, due: Bool[np.ndarray, " N"]) -> list[np.ndarray]:
+        """Each column for the shard's windows from ``first`` on; those that are not due have no entry."""
+        values = [np.zeros((len(due), self._window, column.width), column.dtype) for column in self.columns]
+        values[0][:] = np.iinfo(values[0].dtype).max
         windows = shard.first + first + np.flatnonzero(due)
         if len(windows):
-            found = self._labeller.label(shard.split, windows)
-            ids[due] = found.ids.astype(dtype)  # −1 becomes the largest value of the unsigned type: "no label"
-            strengths[due] = found.strengths
-        return ids, strengths
+            for column, made in zip(values, self._maker.make(shard.split, windows), strict=True):
+                column[due] = made
+        return values
 
     def _join(self, shard: ShardWork) -> Iterator[int]:
         files = {}

@@ -11,11 +11,13 @@ from jaxtyping import Float, Int
 
 from cocomix.concepts.attribution import check_attribution, label_windows
 from cocomix.concepts.costs import label_flops
+from cocomix.concepts.labels import label_columns
 from cocomix.concepts.pair import Fit, Names, check_fit, load_pair, refuse_bad_fit
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.settings import AttributionSettings, LabellingSettings
 from cocomix.concepts.teacher import Teacher
 from cocomix.concepts.teacher_files import find_teacher, training_record
+from cocomix.data.columns import Column
 from cocomix.data.dataset import Dataset, Split
 from cocomix.errors import UserError
 
@@ -53,6 +55,21 @@ class Labeller:
         return cls(teacher, sae, settings.attribution, window, fit)
 
     @property
+    def columns(self) -> tuple[Column, ...]:
+        """Ids and strengths, as a cache holds them."""
+        return label_columns(self.sae.latents, self.attribution.k)
+
+    @property
+    def entries(self) -> int:
+        """Size C of the dictionary."""
+        return self.sae.latents
+
+    def make(self, split: Split, windows: Int[np.ndarray, " N"]) -> tuple[np.ndarray, np.ndarray]:
+        """:meth:`label` in the columns' types: −1 becomes the largest value of the unsigned one, "no label"."""
+        found = self.label(split, windows)
+        return found.ids.astype(self.columns[0].dtype), found.strengths
+
+    @property
     def flops_per_token(self) -> float:
         """What labelling costs a token."""
         active = self.fit.l0 if self.sae.k is None else float(self.sae.k)
@@ -78,7 +95,12 @@ class Labeller:
 
 def upstream_costs(names: Names, sae: str) -> dict[str, dict[str, float] | None]:
     """FLOPs and seconds of the ``teacher``'s and the ``sae``'s training, as their records tell; None: no record."""
-    return {"teacher": _cost(find_teacher(names.teacher).folder), "sae": _cost(sae)}
+    return {"teacher": teacher_cost(names.teacher), "sae": _cost(sae)}
+
+
+def teacher_cost(name: str) -> dict[str, float] | None:
+    """FLOPs and seconds of a teacher's training, as its record tells; None: no record."""
+    return _cost(find_teacher(name).folder)
 
 
 def _cost(folder: Path | str) -> dict[str, float] | None:

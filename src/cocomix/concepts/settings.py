@@ -81,18 +81,17 @@ class LabellingSettings(TeacherSettings):
     force: bool = Field(False, description="label although the SAE does not fit the teacher")
 
 
-class ExtractSettings(LabellingSettings):
-    """Concept labels of a whole dataset."""
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class CacheSettings(Settings):
+    """Which windows of a dataset a teacher is asked about, and in what portions."""
 
     data: str = Field(description="the dataset folder")
-    name: str = Field(
-        "concepts",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        description="the labels lie in DATA/labels/NAME",
-    )
     window: int | None = Field(None, ge=1, description="tokens of a window; none: the dataset's")
+    batch_windows: int = Field(8, ge=1, description="windows that go through the teacher at once")
     train_windows: int | None = Field(
-        None, ge=1, description="label only the training windows that a run reads first, this many; none: all"
+        None, ge=1, description="only the training windows that a run reads first, this many; none: all"
     )
     train_seed: int = Field(0, ge=0, description="with train_windows: the seed of those runs")
     unit_tokens: int = Field(
@@ -102,8 +101,35 @@ class ExtractSettings(LabellingSettings):
     )
 
 
+class ExtractSettings(CacheSettings, LabellingSettings):
+    """Concept labels of a whole dataset."""
+
+    name: str = Field("concepts", pattern=NAME, description="the labels lie in DATA/labels/NAME")
+
+
+class ProbabilitySettings(CacheSettings, TeacherSettings):
+    """A teacher's next-token probabilities of a whole dataset."""
+
+    teacher: str = Field(description="run folder, folder or hub id of a causal language model")
+    name: str = Field("teacher", pattern=NAME, description="they lie in DATA/probabilities/NAME")
+    k: int = Field(32, ge=1, description="likeliest tokens that are kept, a token; the others share one bucket")
+
+
 class OnlineSettings(LabellingSettings):
     """Concept labels made while a run trains, without a cache."""
+
+
+class OnlineTeacherSettings(TeacherSettings):
+    """A teacher that is asked while a run trains: for its probabilities, or for its state behind a block."""
+
+    name: str = Field(description="run folder, folder or hub id of a causal language model")
+    block: int | None = Field(
+        None, ge=0, description="state_… losses: regress the output of this block, counted from 0; none: the middle's"
+    )
+    k: int | None = Field(
+        None, ge=1, description="distill: likeliest tokens, the others share one bucket; none: all of them"
+    )
+    batch_windows: int = Field(8, ge=1, description="windows that go through the teacher at once")
 
 
 class SaeTrainSettings(TeacherSettings):

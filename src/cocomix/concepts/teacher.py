@@ -23,9 +23,14 @@ from cocomix.data.tokenizer import TOKENIZER_FILES, first_line, tokenizer_hash, 
 from cocomix.errors import UserError
 from cocomix.ops.activations import fuse_activations
 from cocomix.ops.heads import linear_nll
+from cocomix.ops.topk import topk
 
 Replace = Callable[[Float[Tensor, "B T D"]], Float[Tensor, "B T D"]]
 """From a block's output to what the blocks above see in its place."""
+
+
+ROWS_AT_ONCE = 1024
+"""Tokens whose logits are made at once where probabilities are wanted."""
 
 
 class Gradient(NamedTuple):
@@ -37,6 +42,13 @@ class Gradient(NamedTuple):
     """∂ loss / ∂ (what the blocks above saw: h, or its replacement)."""
     loss: Float[Tensor, ""]
     """Mean NLL of the targets, nats."""
+
+
+class Probabilities(NamedTuple):
+    """What :meth:`Teacher.probabilities` returns, in float32."""
+
+    probs: Float[Tensor, "B T K_or_V"]
+    tokens: Int[Tensor, "B T K"] | None
 
 
 class _Enough(Exception):
@@ -146,6 +158,17 @@ class Teacher:
                 return mean_nll(self._logits(inputs), due)
             return self._mean_nll(self._hidden(inputs, self.head), self.head, due)
 
+    def probabilities(self, inputs: Int[Tensor, "B T"], k: int | None) -> Probabilities:
+        """Of the next token: the ``k`` likeliest tokens' and these tokens, the likeliest first; without ``k`` all."""
+        with torch.no_grad():
+            if self.head is None:
+                parts: Any = self._logits(inputs).split(ROWS_AT_ONCE)
+            else:
+                parts = (self.head(rows) for rows in self._hidden(inputs, self.head).split(ROWS_AT_ONCE))
+            found = [_likeliest(logits.float(), k) for logits in parts]
+        probs, tokens = (torch.cat(column).unflatten(0, inputs.shape) for column in zip(*found, strict=True))
+        return Probabilities(probs, tokens if k is not None else None)
+
     @staticmethod
     def _mean_nll(hidden: Float[Tensor, "N D"], head: nn.Linear, targets: Int[Tensor, " N"]) -> Float[Tensor, ""]:
         return linear_nll(hidden, head.weight, targets.unsqueeze(1), head.bias) / (targets != IGNORED).sum()
@@ -211,6 +234,14 @@ class Teacher:
                 f"teacher={self.name} knows {self.config.vocab_size} tokens, the dataset {dataset.folder} has "
                 f"{dataset.vocab_size}: use a teacher of the same tokenizer, or prepare the data with the teacher's"
             )
+
+
+def _likeliest(logits: Float[Tensor, "N V"], k: int | None) -> tuple[Tensor, Tensor]:
+    """Probabilities and tokens; without ``k`` those of all, and no tokens."""
+    if k is None:
+        return logits.softmax(-1), logits.new_empty(len(logits), 0)
+    largest, tokens = topk(logits, k)
+    return (largest - logits.logsumexp(-1, keepdim=True)).exp(), tokens
 
 
 def find_blocks(model: Any) -> nn.ModuleList:

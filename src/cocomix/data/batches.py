@@ -19,7 +19,7 @@ from cocomix.data.order import window_ids
 class ColumnSource(Protocol):
     """Anything that yields a column for given windows: a label cache, or an online teacher."""
 
-    def read(self, split: str, window_ids: Int[np.ndarray, " N"]) -> np.ndarray:
+    def read(self, split: str, window_ids: Int[np.ndarray, " N"]) -> np.ndarray | Tensor:
         """Values aligned to the windows, [N, T, …]."""
 
 
@@ -56,7 +56,7 @@ class Batch:
 def read_batch(split: Split, window: int, ids: Int[np.ndarray, " B"], columns: Mapping[str, ColumnSource]) -> Batch:
     """The batch of the given windows."""
     tokens = torch.from_numpy(split.read(ids, window))
-    named = {name: torch.from_numpy(source.read(split.name, ids)) for name, source in columns.items()}
+    named = {name: torch.as_tensor(source.read(split.name, ids)) for name, source in columns.items()}
     return Batch(ids, tokens[:, :-1], tokens[:, 1:], named)
 
 

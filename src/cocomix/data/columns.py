@@ -127,6 +127,11 @@ class Columns:
             maps.append(np.memmap(path, dtype=column.dtype, mode="r", shape=shape))
         return maps
 
+    def count(self, split: str) -> int:
+        """Windows of a split."""
+        ends, _ = self._splits[split]
+        return int(ends[-1]) if len(ends) else 0
+
     def read(self, split: str, column: str, window_ids: Int[np.ndarray, " N"]) -> Shaped[np.ndarray, "N T W"]:
         """The column's values for windows of ``split``, [N, window, width], in the column's dtype."""
         ends, _ = self._splits[split]

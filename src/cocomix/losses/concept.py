@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -16,7 +17,7 @@ class ConceptLoss:
 
     name = "concept"
     columns: tuple[str, ...] = ("concept_ids",)
-    arguments: Mapping[str, bool] = {}
+    arguments: Mapping[str, Any] = {}
 
     def count(self, batch: Batch) -> int:
         return int((batch.columns["concept_ids"] != NO_LABEL).sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -15,11 +16,16 @@ class NextTokenLoss:
 
     name = "ntp"
     columns: tuple[str, ...] = ()
-    arguments: Mapping[str, bool] = {}
+    arguments: Mapping[str, Any] = {}
 
     def count(self, batch: Batch) -> int:
-        return int((batch.targets != IGNORED).sum())
+        return count_targets(batch)
 
     def total(self, output: CoCoMixOutput, batch: Batch) -> Tensor:
         assert output.nll is not None
         return output.nll
+
+
+def count_targets(batch: Batch) -> int:
+    """How many of the batch's targets count."""
+    return int((batch.targets != IGNORED).sum())

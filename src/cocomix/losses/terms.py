@@ -6,15 +6,17 @@ adds the counts over micro-batches (and processes) first and divides once by the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from cocomix.data.batches import Batch
 from cocomix.errors import UserError, near_name
 from cocomix.losses.concept import ConceptLoss
+from cocomix.losses.distill import DistillLoss
 from cocomix.losses.ntp import NextTokenLoss
+from cocomix.losses.state import StateCosine, StateL1, StateL2
 from cocomix.losses.z import ZLoss
 from cocomix.model.modeling import CoCoMixOutput
 
@@ -25,8 +27,8 @@ class Term(Protocol):
 
     name: str
     columns: tuple[str, ...]
-    """Columns of the batch that the model or the term reads."""
-    arguments: Mapping[str, bool]
+    """Columns of the batch that the model or the term reads, where the run has them."""
+    arguments: Mapping[str, Any]
     """What the model is asked for besides: further arguments of its forward pass."""
 
     def count(self, batch: Batch) -> int:
@@ -36,8 +38,16 @@ class Term(Protocol):
         """The sum over those items, in nats, with its graph."""
 
 
-TERMS: dict[str, type[Term]] = {"ntp": NextTokenLoss, "concept": ConceptLoss, "z": ZLoss}
-"""Losses by the name that a recipe gives them."""
+TERMS: dict[str, Callable[[Mapping[str, float]], Term]] = {
+    "ntp": lambda _: NextTokenLoss(),
+    "concept": lambda _: ConceptLoss(),
+    "z": lambda _: ZLoss(),
+    "distill": DistillLoss,
+    "state_l1": lambda _: StateL1(),
+    "state_l2": lambda _: StateL2(),
+    "state_cosine": lambda _: StateCosine(),
+}
+"""Losses by the name that a recipe gives them, made with the weights of all."""
 
 
 def loss_terms(weights: Mapping[str, float]) -> list[tuple[Term, float]]:
@@ -45,4 +55,4 @@ def loss_terms(weights: Mapping[str, float]) -> list[tuple[Term, float]]:
     for name in weights:
         if name not in TERMS:
             raise UserError(f"losses.{name} is unknown{near_name(name, TERMS)}; known: {', '.join(TERMS)}")
-    return [(TERMS[name](), weight) for name, weight in weights.items()]
+    return [(TERMS[name](weights), weight) for name, weight in weights.items()]

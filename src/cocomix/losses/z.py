@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from cocomix.data.batches import Batch
-from cocomix.model.modeling import IGNORED, CoCoMixOutput
+from cocomix.losses.ntp import count_targets
+from cocomix.model.modeling import CoCoMixOutput
 
 
 class ZLoss:
@@ -15,10 +17,10 @@ class ZLoss:
 
     name = "z"
     columns: tuple[str, ...] = ()
-    arguments: Mapping[str, bool] = {"z_sum": True}
+    arguments: Mapping[str, Any] = {"z_sum": True}
 
     def count(self, batch: Batch) -> int:
-        return int((batch.targets != IGNORED).sum())
+        return count_targets(batch)
 
     def total(self, output: CoCoMixOutput, batch: Batch) -> Tensor:
         assert output.z_sum is not None

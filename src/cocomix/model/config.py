@@ -13,7 +13,7 @@ class CoCoMixConfig(PreTrainedConfig):
 
     text_config: the backbone's configuration, any model type in ``cocomix.model.adapters``.
     mixer: what makes the vector behind each token: ``concept`` (predict, TopK, compress), ``pause`` (one learnable
-        vector) or ``none`` (the plain backbone).
+        vector), ``hidden`` (a small network by way of a guess of the teacher's state) or ``none`` (the plain backbone).
     mixing: how the vector enters the upper blocks. ``insert``: as a slot behind its token (the paper); ``memory``: the
         stream goes on from h + ĉ while the token states stay as extra keys and values; ``add``: h + ĉ in the one
         stream; ``none``: not at all (concept loss alone).
@@ -22,6 +22,7 @@ class CoCoMixConfig(PreTrainedConfig):
         ``position`` embedding of its token, or a ``copy`` of its token's state.
     slot_positions: under rotary embeddings a slot shares its token's position, or positions count tokens and slots.
     num_concepts: C, the size of the concept dictionary. concept_k: how many predicted concepts are mixed.
+    state_size: with mixer ``hidden``, width of the teacher's state. state_width: of the layer before the guess.
     """
 
     model_type = "cocomix"
@@ -37,6 +38,8 @@ class CoCoMixConfig(PreTrainedConfig):
         slot_positions: str = "shared",
         num_concepts: int = 32768,
         concept_k: int = 32,
+        state_size: int = 768,
+        state_width: int = 2048,
         **kwargs: Any,
     ) -> None:
         values = {"model_type": "gpt2"} if text_config is None else text_config
@@ -50,6 +53,8 @@ class CoCoMixConfig(PreTrainedConfig):
         self.slot_positions = slot_positions
         self.num_concepts = num_concepts
         self.concept_k = concept_k
+        self.state_size = state_size
+        self.state_width = state_width
         # The backbone knows whether embeddings are tied and which ids are special; generate() asks this config.
         kwargs["tie_word_embeddings"] = bool(self.text_config.tie_word_embeddings)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -82,7 +87,7 @@ class CoCoMixConfig(PreTrainedConfig):
         """Raises :class:`ValueError`, naming the setting and the mend, when the parts do not fit together."""
         depth = self.text_config.num_hidden_layers
         for name, value, choices in (
-            ("mixer", self.mixer, ("none", "concept", "pause")),
+            ("mixer", self.mixer, ("none", "concept", "pause", "hidden")),
             ("mixing", self.mixing, ("insert", "memory", "add", "none")),
             ("slot_base", self.slot_base, ("none", "position", "copy")),
             ("slot_positions", self.slot_positions, ("shared", "sequential")),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from cocomix.model.mixers import ConceptMixer
+from cocomix.model.mixers import ConceptMixer, HiddenMixer
 from cocomix.model.modeling import CoCoMixForCausalLM
 
 
@@ -75,6 +75,9 @@ def count_flops(model: CoCoMixForCausalLM, window: int) -> ForwardFlops:
     if isinstance(model.mixer, ConceptMixer):
         rows = 0 if config.mixing == "none" else config.concept_k
         mixer = 2.0 * d * (config.num_concepts + rows)
+    elif isinstance(model.mixer, HiddenMixer):
+        unread = model.mixer.compress.weight.numel() if config.mixing == "none" else 0
+        mixer = 2.0 * (sum(p.numel() for p in model.mixer.parameters() if p.dim() == 2) - unread)
     return ForwardFlops(lower, upper, 2.0 * d * text.vocab_size, mixer)
 
 

@@ -24,6 +24,8 @@ class Mixed(NamedTuple):
     """z, the concept logits after edits; None for mixers without concepts."""
     nll: Float[Tensor, ""] | None = None
     """Sum of −log softmax(z)[label] over all labels with a meaning; None where no labels were given."""
+    state: Float[Tensor, "B T S"] | None = None
+    """The teacher's state as it is guessed; None for mixers that guess none."""
 
 
 class ConceptMixer(nn.Module):
@@ -98,3 +100,19 @@ class PauseMixer(nn.Module):
     def forward(self, hidden: Float[Tensor, "B T D"], concept_ids: Int[Tensor, "B T L"] | None = None) -> Mixed:
         # A copy, not a view of the weight: where weights are sharded, its memory is gone behind this forward pass.
         return Mixed(self.vector.to(hidden.dtype).expand_as(hidden).clone())
+
+
+class HiddenMixer(nn.Module):
+    """Guesses the teacher's state by regression and compresses the guess: continuous, where concepts are discrete (the
+    paper's ablation of concept prediction). Normed and scaled like :class:`ConceptMixer`."""
+
+    def __init__(self, hidden_size: int, state_size: int, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(hidden_size, width)
+        self.guess = nn.Linear(width, state_size)
+        self.compress = nn.Linear(state_size, hidden_size)
+
+    def forward(self, hidden: Float[Tensor, "B T D"], concept_ids: Int[Tensor, "B T L"] | None = None) -> Mixed:
+        mean, std = hidden.mean(-1, keepdim=True), hidden.std(-1, keepdim=True)
+        state = self.guess(F.gelu(self.up((hidden - mean) / (std + 1e-5)), approximate="tanh"))
+        return Mixed(self.compress(state).to(hidden.dtype) * std + mean, state=state)

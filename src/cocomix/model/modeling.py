@@ -36,8 +36,9 @@ from cocomix.model.adapters import (
 )
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.masks import Past, memory_mask, positions_of, stream_mask
-from cocomix.model.mixers import ConceptMixer, Mixed, PauseMixer
+from cocomix.model.mixers import ConceptMixer, HiddenMixer, Mixed, PauseMixer
 from cocomix.ops.activations import fuse_activations
+from cocomix.ops.distill import Losses, distilled_nll, divergence
 from cocomix.ops.heads import is_plain_linear, linear_nll
 
 IGNORED = -100
@@ -58,6 +59,10 @@ class CoCoMixOutput(ModelOutput):
     """Sum of (log Σ exp of the next-token logits)² over ``targets`` that are not ignored."""
     concept_nll: Tensor | None = None
     """Sum of concept NLLs in nats over ``concept_ids`` with a meaning."""
+    divergence: Tensor | None = None
+    """Sum of KL(teacher ‖ student) in nats over ``targets`` that are not ignored; ``teacher_probs`` ask for it."""
+    state: Tensor | None = None
+    """The mixer's guess of the teacher's state [B, T, S]."""
     concept_logits: Tensor | None = None
     """z [B, T, C], after edits."""
     cache: Any = None
@@ -108,11 +113,13 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             )
         self.backbone = AutoModel.from_config(text)
         fuse_activations(self.backbone)
-        self.mixer: ConceptMixer | PauseMixer | None = None
+        self.mixer: ConceptMixer | PauseMixer | HiddenMixer | None = None
         if config.mixer == "concept":
             self.mixer = ConceptMixer(text.hidden_size, config.num_concepts, config.concept_k)
         elif config.mixer == "pause":
             self.mixer = PauseMixer(text.hidden_size)
+        elif config.mixer == "hidden":
+            self.mixer = HiddenMixer(text.hidden_size, config.state_size, config.state_width)
         lent: Any = {"memory": self.blocks[config.insert_at :], "insert": self.blocks[-1:]}
         for block in lent.get(config.mixing, ()):
             # Gradient checkpointing takes a block's cache away lest it be filled twice; MemoryKeys only lends keys.
@@ -143,6 +150,8 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             nn.init.zeros_(model.mixer.compress.weight)
         elif isinstance(model.mixer, PauseMixer):
             nn.init.zeros_(model.mixer.vector)
+        elif isinstance(model.mixer, HiddenMixer):
+            nn.init.zeros_(model.mixer.compress.weight)
         return model
 
     def get_input_embeddings(self) -> nn.Module:
@@ -175,14 +184,19 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         past_key_values: Any = None,
         z_sum: bool = False,
+        teacher_probs: Float[Tensor, "B T K_or_V"] | None = None,
+        teacher_tokens: Int[Tensor, "B T K"] | None = None,
+        distill: tuple[float, float] = (1.0, 0.1),
         **unused: Any,
     ) -> CoCoMixOutput:
         """Next-token logits, or the losses' sums.
 
         ``targets`` (already shifted, −100 ignored) and ``concept_ids`` (−1: no label) ask for ``nll`` and
-        ``concept_nll``, ``z_sum`` for that of the targets; no logits are returned then. ``labels`` is transformers'
-        convention: equal to ``input_ids``, shifted inside, ``loss`` is the mean. ``attention_mask`` [B, past + T] marks
-        real tokens.
+        ``concept_nll``, ``z_sum`` for that of the targets; no logits are returned then. ``teacher_probs`` ask for
+        ``divergence`` too: a teacher's next-token probabilities, all, or those of ``teacher_tokens``; ``distill`` are
+        the weights of ``nll`` and ``divergence`` in what is minimised (up to a common factor). ``labels`` is
+        transformers' convention: equal to ``input_ids``, shifted inside, ``loss`` is the mean. ``attention_mask``
+        [B, past + T] marks real tokens.
         """
         if input_ids is None:
             raise ValueError("input_ids are wanted (input embeddings are not supported)")
@@ -202,11 +216,17 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         output = CoCoMixOutput(
             concept_nll=None if mixed is None else mixed.nll,
             concept_logits=None if mixed is None else mixed.logits,
+            state=None if mixed is None else mixed.state,
         )
         if use_cache:
             output[CACHE_ARGUMENT] = cache
         if targets is not None:
-            output["nll"] = self._nll(hidden, targets)
+            if teacher_probs is None:
+                output["nll"] = self._nll(hidden, targets)
+            else:
+                output["nll"], output["divergence"] = self._distilled(
+                    hidden, targets, teacher_probs, teacher_tokens, distill
+                )
             if z_sum:
                 square = self.lm_head(hidden).float().logsumexp(-1).square()
                 output["z_sum"] = (square * (targets != IGNORED)).sum()
@@ -245,6 +265,22 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             return linear_nll(hidden.flatten(0, 1), self.lm_head.weight, targets.reshape(-1, 1))
         logits = self.lm_head(hidden).float().flatten(0, 1)
         return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+    def _distilled(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        targets: Int[Tensor, "B T"],
+        probs: Float[Tensor, "B T K_or_V"],
+        tokens: Int[Tensor, "B T K"] | None,
+        weights: tuple[float, float],
+    ) -> Losses:
+        due, probs = targets.flatten(), probs.flatten(0, 1)
+        tokens = None if tokens is None else tokens.flatten(0, 1).long()
+        if is_plain_linear(self.lm_head):
+            return distilled_nll(hidden.flatten(0, 1), self.lm_head.weight, due, probs, tokens, weights)
+        logits = self.lm_head(hidden).float().flatten(0, 1)
+        nll = F.cross_entropy(logits, due, ignore_index=IGNORED, reduction="sum")
+        return Losses(nll, (divergence(logits, probs, tokens) * (due != IGNORED)).sum())
 
     def _encode(
         self,

@@ -51,7 +51,7 @@ def linear_nll(
     x: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], labels: Int[Tensor, "N L"], bias: Tensor | None = None
 ) -> Float[Tensor, ""]:
     """Sum of the NLLs of ``labels`` (negative: none) under softmax(x·Wᵀ + b), in float32 at least."""
-    nll, _ = _Head.apply(*_without_graph(x, weight, bias), labels, None, 0)
+    nll, _ = _Head.apply(*without_graph(x, weight, bias), labels, None, 0)
     return nll
 
 
@@ -64,7 +64,7 @@ def concept_head(
     k: int,
 ) -> Head:
     """The NLL of the concept labels and the mixed vector: paper Eq. 2 (before the mean) and 3 (before the bias)."""
-    return Head(*_Head.apply(*_without_graph(x, weight, bias), labels, compress, k))
+    return Head(*_Head.apply(*without_graph(x, weight, bias), labels, compress, k))
 
 
 def is_plain_linear(module: nn.Module) -> bool:
@@ -92,7 +92,7 @@ def tokens_at_once(tokens: int, entries: int, kind: str = "cpu") -> int:
     return min(math.ceil(size / ALIGNED) * ALIGNED, tokens) if size > ALIGNED else max(size, 1)
 
 
-def _without_graph(*tensors: Any) -> tuple[Any, ...]:
+def without_graph(*tensors: Any) -> tuple[Any, ...]:
     """Where no graph is recorded, none of the tensors is to have a gradient (autograd asks their flags alone)."""
     if torch.is_grad_enabled():
         return tensors
@@ -138,7 +138,7 @@ def _loss_and_gradients(
 
     Logits lie one token a column: so the product runs at full speed on a CPU (as rows at two thirds of it).
     """
-    product = _product_dtype(x)
+    product = product_dtype(x)
     total = torch.promote_types(product, torch.float32)
     own, rows = x.to(product), weight.to(product)
     shift = None if bias is None else bias.to(product).unsqueeze(1)
@@ -148,7 +148,7 @@ def _loss_and_gradients(
     grad_bias = torch.zeros_like(bias, dtype=total) if wants[2] and bias is not None else None
     nll = torch.zeros((), dtype=total, device=x.device)
     kept = []
-    for part, logits in _chunks(own, rows):
+    for part, logits in chunks(own, rows):
         if shift is not None:
             logits += shift
         if k:
@@ -161,7 +161,7 @@ def _loss_and_gradients(
         chosen = logits.gather(0, here)
         if not logits.is_cuda and float(largest.abs().amax()) < HARMLESS:
             largest = largest.new_zeros(())
-        sums = _exponentials(logits, largest)  # in place of the logits: from here on they are gone
+        sums = exponentials(logits, largest)  # in place of the logits: from here on they are gone
         nll += ((sums.log() + largest - chosen) * meant).sum()
         if not any(wants):
             continue
@@ -187,7 +187,7 @@ def _loss_and_gradients(
     return nll, [None if g is None else g.to(of.dtype) for g, of in typed], values, indices
 
 
-def _chunks(x: Float[Tensor, "N D"], rows: Float[Tensor, "V D"]) -> Iterator[tuple[slice, Float[Tensor, "V n"]]]:
+def chunks(x: Float[Tensor, "N D"], rows: Float[Tensor, "V D"]) -> Iterator[tuple[slice, Float[Tensor, "V n"]]]:
     """Slices of tokens and their logits, in memory that the next chunk takes over."""
     size = tokens_at_once(len(x), len(rows), x.device.type)
     room = x.new_empty(len(rows), size)
@@ -197,7 +197,7 @@ def _chunks(x: Float[Tensor, "N D"], rows: Float[Tensor, "V D"]) -> Iterator[tup
         yield slice(first, first + size), torch.mm(rows, part.t(), out=logits)
 
 
-def _exponentials(logits: Float[Tensor, "V n"], largest: Float[Tensor, "*n_or_none"]) -> Float[Tensor, " n"]:
+def exponentials(logits: Float[Tensor, "V n"], largest: Float[Tensor, "*n_or_none"]) -> Float[Tensor, " n"]:
     """Makes e^(z − largest) of the logits, in place and a few rows at a time; returns the sums."""
     size = len(logits) if logits.is_cuda else max(1, ENTRIES_AT_ONCE // logits.shape[1])
     shifted = (rows.sub_(largest) if largest.dim() else rows for rows in logits.split(size))
@@ -237,7 +237,7 @@ def _mixing_gradients(
     return grad_compress
 
 
-def _product_dtype(x: Tensor) -> torch.dtype:
+def product_dtype(x: Tensor) -> torch.dtype:
     """The type of the products: autocast's where it is on. Exponentials' sums want float32's range, which float16 has
     not."""
     kind = x.device.type

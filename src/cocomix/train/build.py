@@ -21,7 +21,12 @@ from cocomix.train.settings import ModelSettings, OptimizerSettings, ScheduleSet
 
 
 def model_config(
-    settings: ModelSettings, dataset: Dataset, window: int, num_concepts: int | None, run: Path | None = None
+    settings: ModelSettings,
+    dataset: Dataset,
+    window: int,
+    num_concepts: int | None,
+    run: Path | None = None,
+    state_size: int | None = None,
 ) -> CoCoMixConfig:
     """The network's configuration; vocabulary, end-of-text id and context are the dataset's where not given.
 
@@ -49,6 +54,8 @@ def model_config(
             slot_positions=settings.slot_positions,
             num_concepts=num_concepts or 1,
             concept_k=settings.concept_k,
+            state_size=settings.state_size or state_size or 1,
+            state_width=settings.state_width,
         )
         config.check()
     except (ValueError, TypeError, KeyError) as error:

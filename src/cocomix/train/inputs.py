@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from cocomix.concepts.labels import Labels
-from cocomix.concepts.online import OnlineLabels
+from cocomix.concepts.cache import TeacherCache
 from cocomix.data.dataset import Dataset
 from cocomix.dist.world import World
 from cocomix.errors import UserError
@@ -13,9 +13,9 @@ from cocomix.files import sha256_file
 from cocomix.progress import progress
 
 
-def check_inputs(dataset: Dataset, labels: Labels | OnlineLabels | None, world: World) -> None:
+def check_inputs(dataset: Dataset, caches: Sequence[TeacherCache], world: World) -> None:
     """Raises :class:`UserError`, on all ranks, that names a shard or label file that is not what its manifest says."""
-    files = input_files(dataset, labels)
+    files = input_files(dataset, caches)
     megabytes = sum(path.stat().st_size for path, _, _ in files if path.is_file()) // 1_000_000
     problem: str | None = None
     with world.together(), progress("checking data, MB", megabytes) as bar:
@@ -30,13 +30,13 @@ def check_inputs(dataset: Dataset, labels: Labels | OnlineLabels | None, world: 
             raise UserError(problem)
 
 
-def input_files(dataset: Dataset, labels: Labels | OnlineLabels | None) -> list[tuple[Path, str, str]]:
+def input_files(dataset: Dataset, caches: Sequence[TeacherCache]) -> list[tuple[Path, str, str]]:
     """(file, its SHA-256, the mend where it differs) of all that the run reads."""
     mend = f"restore it, or delete {dataset.folder} and prepare the data again"
     files = [
         (shard.path, shard.sha256, mend) for name in dataset.manifest["splits"] for shard in dataset.split(name).shards
     ]
-    if isinstance(labels, Labels):
-        mend = f"restore it, or delete {labels.folder} and extract the labels again"
-        files += [(labels.folder / name, due, mend) for name, due in labels.manifest["files"].items()]
+    for cache in caches:
+        mend = f"restore it, or delete {cache.folder} and extract the {cache.kind.name} again"
+        files += [(cache.folder / name, due, mend) for name, due in cache.manifest["files"].items()]
     return files

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from cocomix.concepts.online import OnlineLabels
 from cocomix.errors import UserError
 from cocomix.evaluate.perplexity import evaluate_documents
 from cocomix.progress import progress
@@ -33,7 +32,7 @@ def fit(run: Run) -> None:
     """
     counters, budget, world = run.counters, run.budget, run.world
     records = Records(run)
-    ahead = not isinstance(run.labels, OnlineLabels)  # there reading is computing
+    ahead = not run.sources.online  # there reading is computing
     with (
         StopRequest() as stop,
         progress(run.folder.name, budget.steps, counters.step) as bar,
@@ -45,7 +44,7 @@ def fit(run: Run) -> None:
         while not budget.over(counters):
             world.beat(f"in step {counters.step + 1:,}")
             before, waited, start = budget.share(counters), batches.waited, time.perf_counter()
-            labelling = _label_seconds(run)
+            labelling = run.sources.seconds
             step_last = budget.steps is not None and counters.step + 1 >= budget.steps
             batch = batches.get(counters.step, step_last).to(run.device)
             rate = _set_rate(run)
@@ -57,7 +56,7 @@ def fit(run: Run) -> None:
                 )  # fmt: skip
             except NonFinite as fault:
                 raise told(fault, run, checkpoints) from fault
-            labelling = _label_seconds(run) - labelling
+            labelling = run.sources.seconds - labelling
             seconds = time.perf_counter() - start - labelling
             limit = run.settings.checkpoint.seconds
             late = limit is not None and time.monotonic() - last_checkpoint > limit
@@ -109,11 +108,8 @@ def count(run: Run, result: StepResult, seconds: float, data_wait: float, labell
     counters.label_seconds += labelling
     counters.flops["student"] += run.flops_per_token * run.step_tokens
     counters.follow(result.losses, run.settings.loss_average)
-    if run.labels is not None and run.columns:
-        # A window's labels are extracted once, however often a run reads them; made while training, each time.
-        samples = counters.samples if isinstance(run.labels, OnlineLabels) else min(counters.samples, run.windows)
-        labelled = samples * run.window
-        counters.flops["teacher"] = labelled * run.labels.cost["flops_per_token"]
+    if run.sources.read:
+        counters.flops["teacher"] = run.sources.flops(counters.samples, run.windows)
 
 
 def evaluate(run: Run) -> dict[str, Any]:
@@ -198,11 +194,6 @@ def _set_rate(run: Run) -> float:
     share = learning_rate(run.counters.step, steps, 1.0, run.settings.schedule)
     set_learning_rate(run.optimizers, share)
     return share * run.settings.optimizer.lr
-
-
-def _label_seconds(run: Run) -> float:
-    """Seconds that this rank has spent on labels so far."""
-    return run.labels.seconds if isinstance(run.labels, OnlineLabels) else 0.0
 
 
 def _background(run: Run) -> bool:

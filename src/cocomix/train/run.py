@@ -11,10 +11,8 @@ from typing import Any
 import torch
 
 from cocomix import __version__
-from cocomix.concepts.labels import Labels
-from cocomix.concepts.online import OnlineLabels
 from cocomix.config import dump_yaml, read_recipe, validated
-from cocomix.data.batches import Batch, ColumnSource, sample_batch
+from cocomix.data.batches import Batch, sample_batch
 from cocomix.data.dataset import Dataset
 from cocomix.dist.parallel import check_replicas, put_over
 from cocomix.dist.world import World, current
@@ -40,6 +38,7 @@ from cocomix.train.counters import Counters
 from cocomix.train.export import export_model
 from cocomix.train.inputs import check_inputs
 from cocomix.train.settings import FREE_ON_RESUME, TrainSettings
+from cocomix.train.sources import CONCEPTS, Sources
 from cocomix.train.step import whole
 
 
@@ -55,7 +54,9 @@ class Run:
         with self.world.together():
             concepts = self._open()
         self.config = self.world.in_turn(
-            lambda: model_config(settings.model, self.dataset, self.window, concepts, self.folder)
+            lambda: model_config(
+                settings.model, self.dataset, self.window, concepts, self.folder, self.sources.state_size
+            )
         )
         begun = self.world.from_first(bool(checkpoint_folders(self.folder)))
         with self.world.together():
@@ -80,15 +81,20 @@ class Run:
         self.share = windows_at_once(settings, self.world.size) * settings.micro_batches
         """Windows of a step that are this rank's."""
         self.terms = loss_terms(settings.losses)
-        self.labels = self._open_labels()
-        self.columns = self._columns()
-        concepts = settings.model.num_concepts or (self.labels.concepts if self.labels else None)
+        wanted = frozenset(column for term, _ in self.terms for column in term.columns)
+        self.sources = Sources(self.dataset, self.window, settings.data, wanted)
+        labels, size = self.sources.labels, self.sources.state_size
+        concepts = settings.model.num_concepts or (labels.concepts if labels else None)
+        if settings.model.mixer == "hidden" and not (settings.model.state_size or size):
+            raise UserError("model.state_size is needed where no data.teacher is asked: add model.state_size=…")
+        if size and settings.model.state_size not in (None, size):
+            raise UserError(
+                f"model.state_size={settings.model.state_size} differs from the teacher's {size}: leave it out"
+            )
         if settings.model.mixer == "concept" and concepts is None:
             raise UserError("model.num_concepts is needed where no labels are given: add model.num_concepts=…")
-        if self.labels is not None and "concept" in settings.losses and concepts != self.labels.concepts:
-            raise UserError(
-                f"model.num_concepts={concepts} differs from the labels' {self.labels.concepts}: leave it out"
-            )
+        if labels is not None and CONCEPTS in self.sources.columns and concepts != labels.concepts:
+            raise UserError(f"model.num_concepts={concepts} differs from the labels' {labels.concepts}: leave it out")
         return concepts
 
     def _build(self, begun: bool) -> None:
@@ -101,30 +107,11 @@ class Run:
         self.flops_per_token = count_flops(self.model, self.window).training
         self.step_tokens = settings.batch_windows * self.window
         self.budget = Budget(settings, self.step_tokens, self.flops_per_token * self.step_tokens)
-        if self.labels is not None and self.columns:
+        if self.sources.read:
             reads = self.budget.expected_steps(Counters()) * settings.batch_windows
-            self.labels.check_covers(self.split, settings.seed, reads)
+            self.sources.check_covers(self.split, settings.seed, reads)
         bf16 = settings.precision == "bf16" or (settings.precision == "auto" and self.device.type == "cuda")
         self.dtype = torch.bfloat16 if bf16 else torch.float32
-
-    def _open_labels(self) -> Labels | OnlineLabels | None:
-        settings = self.settings.data
-        if settings.online is not None:
-            return OnlineLabels.open(self.dataset, self.window, settings.online)
-        if settings.labels is None:
-            return None
-        labels = Labels.open(self.dataset, settings.labels)
-        if labels.window != self.window:
-            raise UserError(
-                f"data.labels={settings.labels} was extracted for windows of {labels.window} tokens, the run "
-                f"has data.window={self.window}: set data.window={labels.window} or extract again"
-            )
-        return labels
-
-    def _columns(self) -> dict[str, ColumnSource]:
-        wanted = {column for term, _ in self.terms for column in term.columns}
-        available: dict[str, ColumnSource | None] = {"concept_ids": self.labels}
-        return {name: source for name in sorted(wanted) if (source := available.get(name)) is not None}
 
     def _put_over_ranks(self) -> None:
         """Activation checkpointing, compilation and ranks: all from outside, in this order."""
@@ -147,7 +134,7 @@ class Run:
         rank = self.world.rank if rank is None else rank
         settings = self.settings
         first = step * settings.batch_windows + rank * self.share
-        return sample_batch(self.split, self.window, settings.seed, first, self.share, self.columns)
+        return sample_batch(self.split, self.window, settings.seed, first, self.share, self.sources.columns)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """The context in which forward passes run."""
@@ -173,7 +160,7 @@ class Run:
                 "vocab_size": self.dataset.vocab_size,
                 "window": self.window,
             },
-            "labels": None if self.labels is None else _describe_labels(self.labels, self.world.size),
+            "labels": self.sources.describe(self.world.size),
             "finished": finished,
         }
 
@@ -194,7 +181,7 @@ class Run:
             elif (self.folder / "metrics.jsonl").is_file() and not recipe.is_file():
                 raise UserError(f"run={self.folder} holds files of something else: choose another folder")
         if self.settings.data.verify:
-            check_inputs(self.dataset, self.labels, world)
+            check_inputs(self.dataset, self.sources.caches, world)
         if there:
             self._go_on(wanted if isinstance(wanted, int) else None)
         with world.together():
@@ -210,9 +197,7 @@ class Run:
             self.world.once(partial(set_aside, other, DAMAGED))
         with self.world.together():
             self.counters = load_checkpoint(folder, self.model, self.optimizers)
-            if isinstance(self.labels, OnlineLabels):
-                self.labels.seconds = self.counters.label_seconds
-                self.labels.tokens = self.counters.tokens // self.world.size
+            self.sources.resume(self.counters.label_seconds, self.counters.tokens // self.world.size)
         if step is not None:
             later = [f for f in self.world.from_first(checkpoint_folders(self.folder)) if step_of(f) > step]
             for other in later:
@@ -284,18 +269,6 @@ def open_run(folder: str, **changes: Any) -> Run:
     if not recipe.is_file():
         raise UserError(f"{folder} is no run: give a folder that 'cocomix train' wrote")
     return Run(validated(TrainSettings, {**read_recipe(recipe), "run": folder, **changes}))
-
-
-def _describe_labels(labels: Labels | OnlineLabels, ranks: int) -> dict[str, Any]:
-    """What labels are and cost; seconds as if they were made by as many ranks as the run has, like the run's own."""
-    return {
-        "fingerprint": labels.fingerprint,
-        "online": isinstance(labels, OnlineLabels),
-        "flops_per_token": labels.cost["flops_per_token"],
-        "seconds_per_token": labels.cost["seconds_per_token"] / ranks,
-        "upstream": labels.upstream,
-        "of": labels.identity,
-    }
 
 
 def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cocomix.concepts.settings import OnlineSettings
+from cocomix.concepts.settings import OnlineSettings, OnlineTeacherSettings
 from cocomix.config import Settings
 from cocomix.dist.settings import DistSettings
 
@@ -26,7 +26,9 @@ class ModelSettings(Settings):
         description="start from the weights of this model (hub id, folder, run, GGUF file), not from random ones; its "
         "tokenizer must have made the data",
     )
-    mixer: Literal["none", "concept", "pause"] = Field("none", description="what makes the vector behind each token")
+    mixer: Literal["none", "concept", "pause", "hidden"] = Field(
+        "none", description="what makes the vector behind each token"
+    )
     mixing: Literal["insert", "memory", "add", "none"] = Field("insert", description="how the vector enters")
     insert_at: int = Field(3, description="block (0-based) whose input the vector is made from and enters")
     slot_base: Literal["none", "position", "copy"] = Field(
@@ -37,6 +39,10 @@ class ModelSettings(Settings):
     )
     num_concepts: int | None = Field(None, description="size of the concept dictionary; none: the labels'")
     concept_k: int = Field(32, ge=1, description="predicted concepts that are mixed, a token")
+    state_size: int | None = Field(
+        None, ge=1, description="mixer=hidden: width of the teacher's state; none: the width of data.teacher"
+    )
+    state_width: int = Field(2048, ge=1, description="mixer=hidden: width of the layer before the guess of that state")
 
     @model_validator(mode="after")
     def _one_backbone(self) -> ModelSettings:
@@ -56,6 +62,12 @@ class DataSettings(Settings):
     labels: str | None = Field(None, description="concept labels: a name under DATASET/labels, or a folder")
     online: OnlineSettings | None = Field(
         None, description="labels made while training, by this teacher and SAE, instead of data.labels"
+    )
+    probabilities: str | None = Field(
+        None, description="a teacher's next-token probabilities: a name under DATASET/probabilities, or a folder"
+    )
+    teacher: OnlineTeacherSettings | None = Field(
+        None, description="a teacher asked while training, for losses distill and state_…"
     )
     verify: bool = Field(True, description="compare the hashes of all shards and label files before training")
 
@@ -172,6 +184,19 @@ class TrainSettings(Settings):
             raise ValueError(
                 "losses.concept needs data.labels=NAME (made with 'cocomix concepts extract') or data.online.sae=…"
             )
+        if "distill" in self.losses and self.data.probabilities is None and self.data.teacher is None:
+            raise ValueError(
+                "losses.distill needs data.probabilities=NAME (made with 'cocomix concepts probabilities') or "
+                "data.teacher.name=…"
+            )
+        if self.data.probabilities is not None and self.data.teacher is not None and "distill" in self.losses:
+            raise ValueError(
+                f"data.probabilities={self.data.probabilities} and data.teacher are two sources of probabilities: "
+                "leave one out"
+            )
+        for name in (name for name in self.losses if name.startswith("state_")):
+            if self.model.mixer != "hidden" or self.data.teacher is None:
+                raise ValueError(f"losses.{name} needs model.mixer=hidden and data.teacher.name=…")
         if self.data.labels is not None and self.data.online is not None:
             raise ValueError(f"data.labels={self.data.labels} and data.online are two sources of labels: leave one out")
         return self

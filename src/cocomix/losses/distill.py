@@ -1,0 +1,30 @@
+"""Knowledge distillation: KL(teacher ‖ student) over the next token (arXiv 1503.02531, temperature 1; paper's KD)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from cocomix.data.batches import Batch
+from cocomix.losses.ntp import count_targets
+from cocomix.model.modeling import CoCoMixOutput
+
+
+class DistillLoss:
+    """Mean over the batch's targets that count. With a teacher's K likeliest tokens alone it is the divergence with one
+    bucket for all others, a lower bound of the whole one."""
+
+    name = "distill"
+    columns: tuple[str, ...] = ("teacher_probs", "teacher_tokens")
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self.arguments: Mapping[str, Any] = {"distill": (weights.get("ntp", 0.0), weights[self.name])}
+
+    def count(self, batch: Batch) -> int:
+        return count_targets(batch)
+
+    def total(self, output: CoCoMixOutput, batch: Batch) -> Tensor:
+        assert output.divergence is not None
+        return output.divergence

@@ -1,0 +1,60 @@
+"""Rows × grid × seeds → runs with a name and the words of their command line."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cocomix.sweep.settings import SweepSettings
+
+
+class Case(NamedTuple):
+    """One run."""
+
+    name: str
+    row: str
+    words: list[str]
+    """Behind ``cocomix train``."""
+    labels: str | None
+    """Which of the sweep's labels it reads."""
+    probabilities: str | None
+
+    def folder(self, sweep: SweepSettings) -> Path:
+        """Its run folder."""
+        return Path(sweep.folder) / self.name
+
+
+def cases(sweep: SweepSettings, caches: dict[tuple[str, str], str]) -> list[Case]:
+    """All runs of the sweep in their order, or those of its part. ``caches``: (labels or probabilities, name in the
+    sweep) → name in the dataset."""
+    found = []
+    for name, row in sweep.runs.items():
+        if sweep.only is not None and name not in sweep.only:
+            continue
+        grid = sweep.grid if row.grid is None else row.grid
+        for point in itertools.product(*grid.values()):
+            chosen = dict(zip(grid, point, strict=True))
+            for seed in sweep.seeds if row.seeds is None else row.seeds:
+                parts = [name, *(f"{key.split('.')[-1]}-{_short(value)}" for key, value in chosen.items()), f"s{seed}"]
+                given: dict[str, Any] = {"data.path": sweep.data, "method": "-".join(parts[:-1]), "seed": seed}
+                for option in ("labels", "probabilities"):
+                    wanted = getattr(row, option)
+                    if wanted is not None:
+                        given[f"data.{option}"] = caches[option, wanted]
+                given |= {**sweep.set, **row.set, **chosen, "run": f"{sweep.folder}/{'-'.join(parts)}"}
+                words = [*row.recipe, *(f"{key}={_yaml(value)}" for key, value in given.items())]
+                found.append(Case("-".join(parts), name, words, row.labels, row.probabilities))
+    if sweep.part is None:
+        return found
+    first, step = map(int, sweep.part.split("/"))
+    return found[first - 1 :: step]
+
+
+def _yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _short(value: Any) -> str:
+    return "".join(c if c.isalnum() or c in ".-" else "_" for c in _yaml(value))
