@@ -47,7 +47,7 @@ def sweep(
     if caches:
         from cocomix.sweep.caches import find_caches
 
-        made = {f"{option}.{name}": there for (option, name), there in find_caches(settings, make=True).items()}
+        made = {f"{w.option}.{w.name}": there for w, there in find_caches(settings, make=True).items()}
         show({"caches": made}, "\n".join(f"{name}: {there}" for name, there in made.items()), json)
         return
     result = run_sweep(settings)

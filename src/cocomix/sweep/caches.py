@@ -14,36 +14,45 @@ from cocomix.config import load_settings
 from cocomix.data.dataset import Dataset
 from cocomix.files import read_json
 from cocomix.progress import say
+from cocomix.sweep.cases import OPTIONS, Option, Shared, shared
 from cocomix.sweep.settings import SweepSettings
 
-KINDS: dict[str, tuple[type[TeacherCache], Any]] = {
+KINDS: dict[Option, tuple[type[TeacherCache], Any]] = {
     "labels": (Labels, ExtractSettings),
     "probabilities": (Probabilities, ProbabilitySettings),
 }
 
 
-def find_caches(sweep: SweepSettings, make: bool) -> dict[tuple[str, str], str]:
-    """(option, name in the sweep) → name in the dataset, for all that the rows read.
+def find_caches(sweep: SweepSettings, make: bool) -> dict[Shared, str]:
+    """What the rows read → its name in the dataset.
 
-    One that is not there is made, with ``make``, or else bears the sweep's name for it. Raises :class:`UserError` when
-    the settings do not fit the dataset, or a name is taken by something else.
+    One that is not there is made, with ``make``, or else bears the name that it would get. Raises :class:`UserError`
+    when the settings do not fit the dataset, or a name is taken by something else.
     """
     rows = [row for name, row in sweep.runs.items() if sweep.only is None or name in sweep.only]
     dataset = Dataset.open(sweep.data)
-    found = {}
-    for option, (cache, settings_class) in KINDS.items():
-        for name in dict.fromkeys(getattr(row, option) for row in rows):
-            if name is None:
-                continue
-            settings = load_settings(
-                settings_class, [], **{"name": name, **getattr(sweep, option)[name], "data": sweep.data}
-            )
-            there = _find(dataset, cache, settings)
-            if there is None and make:
-                say(f"{option} {name}: not there yet")
-                (extract if option == "labels" else extract_probabilities)(settings)
-            found[option, name] = there or settings.name
+    found: dict[Shared, str] = {}
+    for row in rows:
+        for option in OPTIONS:
+            name = getattr(row, option)
+            for seed in (sweep.seeds if row.seeds is None else row.seeds) if name is not None else []:
+                wanted = shared(sweep, option, name, seed)
+                if wanted not in found:
+                    found[wanted] = _find_or_make(sweep, dataset, wanted, make)
     return found
+
+
+def _find_or_make(sweep: SweepSettings, dataset: Dataset, wanted: Shared, make: bool) -> str:
+    cache, settings_class = KINDS[wanted.option]
+    given = {"name": wanted.name, **getattr(sweep, wanted.option)[wanted.name], "data": sweep.data}
+    if wanted.seed is not None:
+        given |= {"name": f"{given['name']}-s{wanted.seed}", "train_seed": wanted.seed}
+    settings = load_settings(settings_class, [], **given)
+    there = _find(dataset, cache, settings)
+    if there is None and make:
+        say(f"{wanted.option} {settings.name}: not there yet")
+        (extract if wanted.option == "labels" else extract_probabilities)(settings)
+    return there or settings.name
 
 
 def _find(dataset: Dataset, cache: type[TeacherCache], settings: Any) -> str | None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cocomix.sweep.settings import SweepSettings
+
+Option = Literal["labels", "probabilities"]
+OPTIONS: tuple[Option, ...] = ("labels", "probabilities")
 
 
 class Case(NamedTuple):
@@ -17,18 +21,30 @@ class Case(NamedTuple):
     row: str
     words: list[str]
     """Behind ``cocomix train``."""
-    labels: str | None
-    """Which of the sweep's labels it reads."""
-    probabilities: str | None
 
     def folder(self, sweep: SweepSettings) -> Path:
         """Its run folder."""
         return Path(sweep.folder) / self.name
 
 
-def cases(sweep: SweepSettings, caches: dict[tuple[str, str], str]) -> list[Case]:
-    """All runs of the sweep in their order, or those of its part. ``caches``: (labels or probabilities, name in the
-    sweep) → name in the dataset."""
+class Shared(NamedTuple):
+    """Something that runs share."""
+
+    option: Option
+    name: str
+    """In the sweep."""
+    seed: int | None
+    """Of the runs whose windows alone it covers; None: it does not depend on it."""
+
+
+def shared(sweep: SweepSettings, option: Option, name: str, seed: int) -> Shared:
+    """What a run of ``seed`` reads for ``name``: with ``train_windows`` each seed reads windows of its own."""
+    settings = getattr(sweep, option)[name]
+    return Shared(option, name, seed if "train_windows" in settings and "train_seed" not in settings else None)
+
+
+def cases(sweep: SweepSettings, caches: Mapping[Shared, str]) -> list[Case]:
+    """All runs of the sweep in their order, or those of its part. ``caches``: → name in the dataset."""
     found = []
     for name, row in sweep.runs.items():
         if sweep.only is not None and name not in sweep.only:
@@ -39,13 +55,13 @@ def cases(sweep: SweepSettings, caches: dict[tuple[str, str], str]) -> list[Case
             for seed in sweep.seeds if row.seeds is None else row.seeds:
                 parts = [name, *(f"{key.split('.')[-1]}-{_short(value)}" for key, value in chosen.items()), f"s{seed}"]
                 given: dict[str, Any] = {"data.path": sweep.data, "method": "-".join(parts[:-1]), "seed": seed}
-                for option in ("labels", "probabilities"):
+                for option in OPTIONS:
                     wanted = getattr(row, option)
                     if wanted is not None:
-                        given[f"data.{option}"] = caches[option, wanted]
+                        given[f"data.{option}"] = caches[shared(sweep, option, wanted, seed)]
                 given |= {**sweep.set, **row.set, **chosen, "run": f"{sweep.folder}/{'-'.join(parts)}"}
                 words = [*row.recipe, *(f"{key}={_yaml(value)}" for key, value in given.items())]
-                found.append(Case("-".join(parts), name, words, row.labels, row.probabilities))
+                found.append(Case("-".join(parts), name, words))
     if sweep.part is None:
         return found
     first, step = map(int, sweep.part.split("/"))

@@ -40,7 +40,8 @@ class SweepSettings(Settings):
     seeds: list[int] = Field([0], description="every point of the grid with every seed", min_length=1)
     labels: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="name → settings of 'cocomix concepts extract'; a cache that holds the same is found by itself",
+        description="name → settings of 'cocomix concepts extract'; a cache that holds the same is found by itself; "
+        "with train_windows one for each seed",
     )
     probabilities: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="name → settings of 'cocomix concepts probabilities', likewise"

@@ -1,0 +1,357 @@
+"""Which of the paper's claims show at a small scale? One resumable command from a text to runs, times and a comparison.
+
+    python benchmarks/study.py corpus.jsonl.zst --folder runs/study [--jobs 1] [--threads 2] [--stage NAME …]
+
+A tokenizer, a teacher and its sparse autoencoder are trained on the text; then, all on the same data:
+
+- ``search``: a learning rate for each method by the same small search;
+- ``main``: six methods, three seeds each, at the longer budget;
+- ``short``: the ablations, one seed each, at the shorter one, beside the same methods at that budget;
+- ``shift``: a teacher that has not seen some sources (``--without``), labels by it, and students on all sources;
+- ``times``: seconds a step of each method, measured in turn in one process, since runs of a study share the machine
+  with each other;
+- ``report``: comparisons, and ``study.json`` with all that was found.
+
+Stopped (Ctrl-C, SIGTERM), the same command goes on. ``docs/results.md`` is written from its folder by
+``benchmarks/study_report.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cocomix.config import load_settings
+from cocomix.files import read_json, write_json
+from cocomix.progress import say
+from cocomix.stopping import EXIT_STOPPED, Stopped
+from cocomix.sweep.settings import SweepSettings
+from cocomix.sweep.sweep import run_sweep
+
+METHODS: dict[str, dict[str, Any]] = {
+    "ntp": {"recipe": "tiny/ntp"},
+    "kd": {"recipe": "tiny/kd", "probabilities": "teacher"},
+    "pause": {"recipe": "tiny/pause"},
+    "cocomix": {"recipe": "tiny/cocomix", "labels": "largest"},
+    "cocomix_add": {"recipe": "tiny/cocomix_add", "labels": "largest"},
+    "cocomix_memory": {"recipe": "tiny/cocomix_memory", "labels": "largest"},
+}
+RATES = (1e-3, 2e-3, 4e-3)
+BLOCK = 2
+STAGES = ("data", "teacher", "search", "main", "short", "shift", "times", "report")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of a study."""
+
+    folder: Path
+    tokens: int = 4_000_000
+    short: int = 2_000_000
+    search: int = 500_000
+    teacher: int = 8_000_000
+    sae: int = 2_000_000
+    vocabulary: int = 4096
+    window: int = 256
+    latents: int = 2048
+    k: int = 16
+    matched_width: int = 140
+    """Of plain NTP with as many active parameters as CoCoMix at :attr:`latents` concepts."""
+    documents: int = 100
+    """Held-out documents of an evaluation."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    jobs: int = 1
+    threads: int | None = None
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def step_tokens(self) -> int:
+        return 8 * self.window
+
+
+def prepare_data(plan: Plan, source: Path) -> None:
+    """The dataset."""
+    from cocomix.data.prepare import prepare
+    from cocomix.data.settings import PrepareSettings
+
+    sizes = {"vocab_size": plan.vocabulary, "window": plan.window}
+    prepare(load_settings(PrepareSettings, [], source=str(source), out=str(plan.data), **sizes))
+
+
+def train_teacher(plan: Plan, data: Path, name: str) -> None:
+    """A teacher on ``data`` and an autoencoder on its block 2, checked."""
+    from cocomix.concepts.check import check_sae
+    from cocomix.concepts.settings import SaeCheckSettings, SaeTrainSettings
+    from cocomix.concepts.train_sae import train_sae
+    from cocomix.train.settings import TrainSettings
+    from cocomix.train.verb import train
+
+    words = ["tiny/teacher", f"data.path={data}", f"run={plan.folder / name}", f"tokens={plan.teacher}"]
+    words += [f"threads={plan.threads}"] if plan.threads else []
+    train(load_settings(TrainSettings, [*words, "checkpoint.number=16", f"eval_documents={plan.documents}"]))
+    sae = str(plan.folder / f"{name}-sae")
+    sizes = {"latents": plan.latents, "k": plan.k, "tokens": plan.sae, "block": BLOCK}
+    teacher = str(plan.folder / name / "export")
+    train_sae(load_settings(SaeTrainSettings, [], teacher=teacher, data=str(data), out=sae, **sizes))
+    check_sae(load_settings(SaeCheckSettings, [], sae=sae, data=str(data)))
+
+
+def sweep(plan: Plan, name: str, rows: dict[str, dict[str, Any]], tokens: int, **more: Any) -> dict[str, Any]:
+    """Runs ``rows`` at a budget of ``tokens``; a method's own learning rate, where one was found, is in its row."""
+    windows = -(-tokens // plan.step_tokens) * 8
+    mine = {"sae": str(plan.folder / "teacher-sae"), "train_windows": windows, "force": True}
+    shifted = mine | {"sae": str(plan.folder / "teacher-shifted-sae")}
+    size = f"{windows * plan.window // 1000}k"
+    every = {
+        "tokens": tokens,
+        "eval_documents": plan.documents,
+        "evaluations": 12,
+        "checkpoint.number": 8,
+        "checkpoint.keep": 1,
+        "data.verify": False,
+    }
+    labels = {
+        "largest": mine | {"name": f"largest-{size}"},
+        "smallest": mine | {"name": f"smallest-{size}", "attribution": {"order": "smallest"}},
+        "absolute": mine | {"name": f"absolute-{size}", "attribution": {"order": "absolute"}},
+        "activation": mine | {"name": f"activation-{size}", "attribution": {"select": "activation"}},
+        "next_token": mine | {"name": f"next-token-{size}", "attribution": {"gradient_of": "next_token"}},
+        "shifted": shifted | {"name": f"shifted-{size}"},
+    }
+    teacher = {"teacher": str(plan.folder / "teacher"), "k": 32, "train_windows": windows, "name": f"teacher-{size}"}
+    settings = load_settings(
+        SweepSettings,
+        [],
+        folder=str(plan.folder / name),
+        data=str(plan.data),
+        runs=rows,
+        set=every,
+        labels=labels,
+        probabilities={"teacher": teacher},
+        jobs=plan.jobs,
+        threads=plan.threads,
+        **more,
+    )
+    result = run_sweep(settings)
+    if result["failed"]:
+        raise SystemExit(f"{name}: {[run for run in result['runs'] if run['state'] == 'failed']}")
+    return result
+
+
+def row(plan: Plan, method: str, rate: float | None, recipes: tuple[str, ...] = (), **changes: Any) -> dict[str, Any]:
+    """A row of a sweep: a method at its learning rate, with further recipes laid over it and settings changed."""
+    settings: dict[str, Any] = {} if rate is None else {"optimizer.lr": rate}
+    if method in ("ntp", "kd"):
+        settings["model.backbone.n_embd"] = plan.matched_width
+    labels = changes.pop("labels", METHODS[method].get("labels"))
+    found = {**METHODS[method], "recipe": [METHODS[method]["recipe"], *recipes], "set": {**settings, **changes}}
+    return found | {"labels": labels}
+
+
+def last_loss(run: Path) -> float:
+    """Held-out loss at a run's end, nats a token; infinite where it diverged."""
+    lines = (run / "evals.jsonl").read_text(encoding="utf-8").splitlines()
+    loss = json.loads(lines[-1])["loss"]
+    return float(loss) if isinstance(loss, int | float) and loss == loss else float("inf")
+
+
+def search(plan: Plan) -> dict[str, float]:
+    """The learning rate of each method: of three, doubled or halved on while the best lies at an edge."""
+    losses: dict[str, dict[float, float]] = {name: {} for name in METHODS}
+    due = {name: set(RATES) for name in METHODS}
+    while any(due.values()):
+        rows = {f"{name}-{rate:g}": row(plan, name, rate) for name, rates in due.items() for rate in sorted(rates)}
+        sweep(plan, "search", rows, plan.search)
+        for name, rates in due.items():
+            for rate in rates:
+                losses[name][rate] = last_loss(plan.folder / "search" / f"{name}-{rate:g}-s0")
+            due[name] = beyond(losses[name])
+    found = {name: min(by_rate, key=by_rate.__getitem__) for name, by_rate in losses.items()}
+    write_json(plan.folder / "search.json", {"losses": losses, "chosen": found})
+    return found
+
+
+def beyond(losses: dict[float, float]) -> set[float]:
+    """The next rate to try, where the best lies at an edge and at most six were tried."""
+    rates = sorted(losses)
+    best = min(rates, key=losses.__getitem__)
+    if len(rates) >= 6 or best not in (rates[0], rates[-1]):
+        return set()
+    return {best / 2 if best == rates[0] else best * 2}
+
+
+def short_rows(plan: Plan, rate: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """The ablations, and the methods that they are held against."""
+
+    def of(method: str, *recipes: str, **changes: Any) -> dict[str, Any]:
+        return row(plan, method, rate[method], recipes, **changes)
+
+    alone: dict[str, Any] = {"losses.concept": 0.0, "model.num_concepts": plan.latents, "labels": None}
+    width = head_width(plan)
+    head = {"model.mixer": "hidden", "model.state_size": 128, "model.state_width": width, "model.insert_at": BLOCK}
+    rows = {name: of(name) for name in METHODS}
+    rows |= {
+        "ntp_same_width": of("ntp", **{"model.backbone.n_embd": 128}),
+        "ntp_larger_head": of("ntp", **{"model.backbone.n_embd": 128, "model.mixing": "add", **head}),
+        "kd_pause": {**of("pause"), "recipe": ["tiny/kd_pause"], "probabilities": "teacher"},
+        "pause_position": of("pause", "ablations/slot_position"),
+        "cocomix_copy": of("cocomix", "ablations/slot_copy"),
+        "cocomix_concept_alone": of("cocomix", "ablations/concept_alone"),
+    }
+    for method in ("cocomix", "cocomix_add", "cocomix_memory"):
+        rows[f"{method}_mixing_alone"] = of(method, **alone)
+    for name in ("smallest", "absolute", "activation", "next_token"):
+        rows[f"cocomix_add_{name}"] = of("cocomix_add", labels=name)
+    for name in ("smallest", "activation"):
+        rows[f"cocomix_{name}"] = of("cocomix", labels=name)
+    for depth in (1, 4):
+        rows[f"cocomix_add_at_{depth}"] = of("cocomix_add", **{"model.insert_at": depth})
+        rows[f"cocomix_at_{depth}"] = of("cocomix", **{"model.insert_at": depth})
+    for weight in (0.03, 0.3):
+        rows[f"cocomix_add_lambda_{weight}"] = of("cocomix_add", **{"losses.concept": weight})
+    for kept in (1, 4):
+        rows[f"cocomix_add_k_{kept}"] = of("cocomix_add", **{"model.concept_k": kept})
+    guess = {"model.state_width": width, "data.teacher.name": str(plan.folder / "teacher"), "data.teacher.block": BLOCK}
+    for kind in ("l2", "cosine"):
+        rows[f"cocomix_add_hidden_{kind}"] = of("cocomix_add", f"ablations/hidden_{kind}", labels=None, **guess)
+    rows["cocomix_hidden_l2"] = of("cocomix", "ablations/hidden_l2", labels=None, **guess)
+    for name, row_ in rows.items():
+        row_["set"]["method"] = name
+    return rows
+
+
+def head_width(plan: Plan) -> int:
+    """Width of a plain network's extra layers that cost the operations of the concept head and its compression."""
+    d = 128
+    return max(1, round((d * (plan.latents + plan.k) - d * d) / (2 * d)))
+
+
+def shift(plan: Plan, source: Path, without: list[str], rate: dict[str, float]) -> None:
+    """Students of all sources, with labels of a teacher that has not seen some."""
+    text = plan.folder / "shifted.jsonl"
+    if not text.is_file():
+        write_without(source, text, without)
+    data = plan.folder / "data-shifted"
+    from cocomix.data.prepare import prepare
+    from cocomix.data.settings import PrepareSettings
+
+    tokenizer = str(plan.data / "tokenizer")
+    prepare(
+        load_settings(PrepareSettings, [], source=str(text), out=str(data), tokenizer=tokenizer, window=plan.window)
+    )
+    train_teacher(plan, data, "teacher-shifted")
+    rows = {}
+    for method in ("cocomix", "cocomix_add"):
+        rows[f"{method}_shifted"] = row(plan, method, rate[method], labels="shifted", method=f"{method}_shifted")
+    sweep(plan, "short", rows, plan.short)
+
+
+def write_without(source: Path, target: Path, without: list[str]) -> None:
+    """The documents of a JSON lines file (plain or .zst) whose ``source`` is none of ``without``."""
+    from cocomix.data.readers import read_jsonl
+    from cocomix.data.settings import PrepareSettings
+    from cocomix.files import atomic_path
+
+    fields = [
+        read_jsonl(source, load_settings(PrepareSettings, [], source=str(source), out="", field=field))
+        for field in ("text", "source")
+    ]
+    with atomic_path(target) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for (text, _), (origin, _) in zip(*fields, strict=True):
+            if origin not in without:
+                file.write(json.dumps({"text": text, "source": origin}, ensure_ascii=False) + "\n")
+
+
+def times(plan: Plan, rate: dict[str, float], repeats: int = 7, steps: int = 5) -> dict[str, float]:
+    """Seconds of a training step of each method of the main stage: medians, measured in turn."""
+    import time
+    from statistics import median
+
+    from cocomix.train.run import Run
+    from cocomix.train.settings import TrainSettings
+    from cocomix.train.step import train_step
+
+    runs = {}
+    for name in METHODS:
+        recipe = plan.folder / "main" / f"{name}-s0" / "recipe.yaml"
+        runs[name] = Run(load_settings(TrainSettings, [str(recipe), f"run={plan.folder / 'timing'}"]))
+        runs[name].model.train()
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for round_ in range(repeats + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            for step in range(steps):
+                batch = run.read_batch(round_ * steps + step)
+                train_step(run.spread, run.terms, [batch], run.optimizers, run.settings.optimizer.clip)
+            if round_:
+                found[name].append((time.perf_counter() - start) / steps)
+    seconds = {name: median(values) for name, values in found.items()}
+    write_json(plan.folder / "times.json", {"seconds_a_step": seconds, "step_tokens": plan.step_tokens})
+    return seconds
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="a text that 'cocomix data prepare' reads; JSON lines for the shift")
+    parser.add_argument("--folder", type=Path, default=Path("runs/study"))
+    parser.add_argument("--without", default="austen,kjv", help="values of 'source' that the shifted teacher lacks")
+    parser.add_argument("--stage", action="append", choices=STAGES, help="only these, in their order; default: all")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--threads", type=int)
+    for name in ("tokens", "short", "search", "teacher", "sae", "documents"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(Plan, name))
+    parser.add_argument("--tiny", action="store_true", help="minutes instead of hours: does it run?")
+    given = parser.parse_args()
+    sizes = {name: getattr(given, name) for name in ("tokens", "short", "search", "teacher", "sae", "documents")}
+    if given.tiny:
+        sizes = {"tokens": 8192, "short": 8192, "search": 4096, "teacher": 8192, "sae": 8192, "documents": 2}
+        sizes |= {"vocabulary": 300, "window": 64, "latents": 64, "k": 8, "matched_width": 132, "seeds": (0, 1)}
+    plan = Plan(given.folder, jobs=given.jobs, threads=given.threads, **sizes)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    rate: dict[str, float] = {}
+    if (plan.folder / "search.json").is_file():
+        rate = read_json(plan.folder / "search.json", "a search")["chosen"]
+    work: dict[str, Callable[[], Any]] = {
+        "data": lambda: prepare_data(plan, given.source),
+        "teacher": lambda: train_teacher(plan, plan.data, "teacher"),
+        "search": lambda: rate.update(search(plan)),
+        "main": lambda: sweep(
+            plan, "main", {name: row(plan, name, rate[name]) for name in METHODS}, plan.tokens, seeds=list(plan.seeds)
+        ),
+        "short": lambda: sweep(plan, "short", short_rows(plan, rate), plan.short),
+        "shift": lambda: shift(plan, given.source, given.without.split(","), rate),
+        "times": lambda: times(plan, rate),
+        "report": lambda: report(plan),
+    }
+    try:
+        for stage in given.stage or STAGES:
+            say(f"== {stage}")
+            work[stage]()
+    except Stopped as stopped:
+        say(f"stopped: {stopped}")
+        return EXIT_STOPPED
+    return 0
+
+
+def report(plan: Plan) -> None:
+    """The comparisons of both budgets, with their pages."""
+    from cocomix.compare.comparison import compare
+    from cocomix.compare.runs import load_run
+    from cocomix.report.page import write_comparison
+
+    for name in ("main", "short"):
+        folders = sorted(path.parent for path in (plan.folder / name).glob("*/run.json"))
+        found = compare([load_run(folder) for folder in folders], baseline="ntp")
+        write_comparison(found, plan.folder / "report" / name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
