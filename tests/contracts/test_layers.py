@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"compare"},
     "steer": {"model", "concepts"},
     "train": {"data", "dist", "ops", "model", "concepts", "losses", "evaluate"},
+    "sweep": {"data", "concepts", "train"},
     "quickstart": {"data", "dist", "model", "concepts", "losses", "evaluate", "train", "compare", "report", "steer"},
     "cli": {
         "data",
@@ -43,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "report",
         "steer",
         "quickstart",
+        "sweep",
     },
     "testing": {
         "data",

@@ -37,6 +37,8 @@ UNITS = {
 }
 BOOTSTRAPS = 1000
 """Resamples behind the harness's standard errors of what is no mean."""
+SHOTS_SEED = 1234
+"""The harness's own default for the choice of examples in a prompt."""
 
 
 @dataclass(frozen=True)
@@ -68,18 +70,24 @@ class HarnessTask:
 
     def run(self, model: Any, tokenizer: Any, scoring: Scoring) -> Outcome:
         """The harness's metrics; its standard errors where it gives any."""
-        from lm_eval import simple_evaluate
+        from lm_eval.evaluator import evaluate
 
+        # What the harness's simple_evaluate does besides is not wanted: it seeds all random states and asks for seconds
+        # what the machine is.
+        if self.task.get_config("num_fewshot") is None:
+            self.task.set_config(key="num_fewshot", value=0)
+        self.task.set_fewshot_seed(seed=SHOTS_SEED)
+        plain = self.task.config.task
         scorer = _scorer(model, tokenizer, scoring, self.name)
         with quiet_harness():
-            found: Any = simple_evaluate(
-                model=scorer,
-                tasks=[self.task],
+            found: Any = evaluate(
+                lm=scorer,
+                task_dict={"tasks": {plain: self.task}},
                 limit=self.limit,
                 bootstrap_iters=BOOTSTRAPS,
                 log_samples=False,
             )
-        return Outcome(_metrics(found["results"][self.task.config.task]), scorer.cut)
+        return Outcome(_metrics(found["results"][plain]), scorer.cut)
 
 
 def harness_tasks(name: str, limit: int | None, include: str | None) -> list[HarnessTask]:
@@ -109,6 +117,13 @@ def harness_tasks(name: str, limit: int | None, include: str | None) -> list[Har
             loaded = manager.load([plain])["tasks"]
         except Exception as error:  # the hub's client, its HTTP library and datasets raise their own
             raise _no_data(name, error) from error
+    for found, task in loaded.items():
+        for mark, what in (
+            ("UNSAFE_CODE", "runs code that the model writes"),
+            ("MULTIMODAL", "shows pictures or sound"),
+        ):
+            if getattr(task, mark, False):
+                raise UserError(f"tasks={name}: {found} {what}, which this package does not do: choose another one")
     return [HarnessTask(f"{PREFIX}{found}" if found in TASKS else found, task, limit) for found, task in loaded.items()]
 
 

@@ -1,0 +1,149 @@
+"""One file, many runs: names, shared caches, failures, stopping and going on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cocomix.concepts.extract import extract
+from cocomix.concepts.settings import ExtractSettings
+from cocomix.config import load_settings
+from cocomix.data.dataset import Dataset
+from cocomix.errors import UserError
+from cocomix.stopping import EXIT_STOPPED
+from cocomix.sweep.caches import find_caches
+from cocomix.sweep.cases import Shared, cases
+from cocomix.sweep.settings import SweepSettings
+from cocomix.sweep.sweep import finished
+from cocomix.testing.teachers import tiny_sae, tiny_teacher
+from cocomix.testing.text import tiny_dataset
+from cocomix.train.settings import TrainSettings
+
+SMALL = {"model.backbone": {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2}, "tokens": None, "steps": 4,
+         "batch_windows": 2, "evaluations": 1, "eval_documents": 1, "checkpoint.number": 1}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("text") / "data", documents=12)
+
+
+@pytest.fixture(scope="module")
+def sae(data, tmp_path_factory) -> Path:
+    teacher = tiny_teacher(tmp_path_factory.mktemp("teacher"), data)
+    return tiny_sae(tmp_path_factory.mktemp("sae"), teacher, data)
+
+
+def sweep(data: Dataset, folder: Path, runs: dict, **more) -> SweepSettings:
+    return load_settings(SweepSettings, [], folder=str(folder), data=str(data.folder), runs=runs, **more)
+
+
+def test_rows_times_grid_times_seeds_are_runs_with_names_that_tell_them_apart(data, tmp_path):
+    found = sweep(
+        data, tmp_path, {"ntp": {"recipe": "tiny/ntp"}, "pause": {"recipe": ["tiny/pause"], "grid": {}, "seeds": [3]}},
+        grid={"optimizer.lr": [1e-3, 2e-3]}, seeds=[0, 1], set={"steps": 3},
+    )  # fmt: skip
+    runs = cases(found, {})
+    assert [run.name for run in runs] == ["ntp-lr-0.001-s0", "ntp-lr-0.001-s1", "ntp-lr-0.002-s0", "ntp-lr-0.002-s1",
+                                          "pause-s3"]  # fmt: skip
+    settings = [load_settings(TrainSettings, run.words) for run in runs]
+    assert [s.method for s in settings] == ["ntp-lr-0.001"] * 2 + ["ntp-lr-0.002"] * 2 + ["pause"]
+    assert [(s.optimizer.lr, s.seed) for s in settings[:4]] == [(1e-3, 0), (1e-3, 1), (2e-3, 0), (2e-3, 1)]
+    assert all(s.steps == 3 and s.run == f"{tmp_path}/{run.name}" for s, run in zip(settings, runs, strict=True))
+
+
+def test_jobs_of_a_cluster_share_the_runs_out(data, tmp_path):
+    runs = {"ntp": {"recipe": "tiny/ntp"}, "pause": {"recipe": "tiny/pause"}}
+    whole = [run.name for run in cases(sweep(data, tmp_path, runs, seeds=[0, 1, 2]), {})]
+    parts = [
+        [run.name for run in cases(sweep(data, tmp_path, runs, seeds=[0, 1, 2], part=f"{i}/4"), {})]
+        for i in (1, 2, 3, 4)
+    ]
+    assert sorted(name for part in parts for name in part) == sorted(whole)
+    assert [len(part) for part in parts] == [2, 2, 1, 1]
+
+
+def test_labels_are_found_whatever_their_name_and_made_where_there_are_none(data, sae, tmp_path):
+    extract(ExtractSettings(data=str(data.folder), sae=str(sae), name="mine"))
+    rows = {"a": {"recipe": "tiny/cocomix", "labels": "large"}, "b": {"recipe": "tiny/cocomix_add", "labels": "small"}}
+    labels = {"large": {"sae": str(sae)}, "small": {"sae": str(sae), "attribution": {"order": "smallest"}}}
+    settings = sweep(data, tmp_path, rows, labels=labels, seeds=[0, 1])
+    large, small = Shared("labels", "large", None), Shared("labels", "small", None)
+    assert find_caches(settings, make=False) == {large: "mine", small: "small"}
+    assert not (data.folder / "labels" / "small").exists()
+    assert find_caches(settings, make=True) == {large: "mine", small: "small"}
+    assert (data.folder / "labels" / "small" / "labels.json").is_file()
+    words = [run.words for run in cases(settings, find_caches(settings, make=False))]
+    assert [next(w for w in run if w.startswith("data.labels")) for run in words] == ["data.labels=mine"] * 2 + [
+        "data.labels=small"
+    ] * 2
+
+
+def test_where_few_windows_are_labelled_each_seed_has_its_own(data, sae, tmp_path):
+    rows = {"a": {"recipe": "tiny/cocomix", "labels": "few"}}
+    settings = sweep(data, tmp_path, rows, labels={"few": {"sae": str(sae), "train_windows": 8}}, seeds=[0, 2])
+    assert list(find_caches(settings, make=True).values()) == ["few-s0", "few-s2"]
+    manifests = [
+        json.loads((data.folder / "labels" / name / "labels.json").read_text()) for name in ("few-s0", "few-s2")
+    ]
+    assert [manifest["coverage"]["seed"] for manifest in manifests] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"runs": {"a": {"recipe": "tiny/ntp", "labels": "x"}}}, "runs.a.labels=x is not among the sweep's labels"),
+        ({"runs": {"a": {"recipe": "tiny/ntp"}}, "only": ["b"]}, "only=b is no row of the sweep: a"),
+        ({"runs": {"a": {"recipe": "tiny/ntp"}}, "part": "5/4"}, "part=5/4: the first number must not be above"),
+    ],
+)
+def test_what_does_not_fit_is_named(data, tmp_path, changes, sentence):
+    with pytest.raises(UserError) as told:
+        sweep(data, tmp_path, **changes)
+    assert sentence in str(told.value)
+
+
+def test_a_mistake_in_the_last_row_is_told_before_anything_runs(data, tmp_path, cli):
+    rows = {"good": {"recipe": "tiny/ntp"}, "bad": {"recipe": "tiny/ntp", "set": {"optimiser.lr": 1}}}
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump({"folder": str(tmp_path / "runs"), "data": str(data.folder), "runs": rows}))
+    code, _, err = cli("sweep", file)
+    assert (code, err.startswith("error: runs.bad: unknown setting 'optimiser'")) == (2, True)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_stopped_it_goes_on_and_a_run_that_fails_takes_no_other_with_it(data, tmp_path):
+    rows = {
+        "long": {"recipe": "tiny/ntp", "set": {"steps": 400}},
+        "broken": {"recipe": "tiny/pause", "set": {"model.insert_at": 7}},
+    }
+    file = tmp_path / "sweep.yaml"
+    folder = tmp_path / "runs"
+    file.write_text(
+        yaml.safe_dump({"folder": str(folder), "data": str(data.folder), "runs": rows, "set": SMALL, "jobs": 2})
+    )
+    command = [sys.executable, "-m", "cocomix", "sweep", str(file), "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    metrics = folder / "long-s0" / "metrics.jsonl"
+    while first.poll() is None and not (metrics.is_file() and metrics.stat().st_size):
+        time.sleep(0.1)
+    first.send_signal(signal.SIGTERM)
+    _, err = first.communicate()
+    assert first.returncode == EXIT_STOPPED, err
+    assert not finished(folder / "long-s0")
+    second = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert second.returncode == 1, second.stderr
+    told = {run["name"]: run for run in json.loads(second.stdout)["runs"]}
+    assert told["long-s0"]["state"] == "finished"
+    assert "insert_at=7 lies outside the network" in told["broken-s0"]["error"]
+    assert "resuming at step" in (folder / "long-s0" / "log.txt").read_text()
+    assert len(metrics.read_text().splitlines()) == 400
