@@ -8,7 +8,7 @@ import typer
 
 from cocomix.cli.common import Json, Overrides, quiet_transformers, show
 
-File = Annotated[str, typer.Argument(metavar="SWEEP", help="A YAML file that says the runs (docs/sweep.md).")]
+File = Annotated[str, typer.Argument(metavar="SWEEP", help="A YAML file that says the runs (docs/methods.md).")]
 Caches = Annotated[bool, typer.Option("--caches", help="Make what the runs share, and run none of them.")]
 List = Annotated[bool, typer.Option("--list", help="Print the commands of all runs and do nothing.")]
 
