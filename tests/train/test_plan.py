@@ -396,3 +396,29 @@ def test_training_ranks_are_not_simulated_inside_real_ones():
 def plan_inside(settings: TrainSettings) -> None:
     with joined():
         predicted(settings, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "columns", "bytes_a_token"),
+    [
+        (["losses={ntp: 1, distill: 0.1}"], {"teacher_probs": 32, "teacher_tokens": 32}, 32 * 4),
+        (["losses={ntp: 1, distill: 0.1}", "data.teacher.name=TEACHER"], {"teacher_probs": 384}, 0),
+        (["losses={ntp: 1, state_l2: 0.1}", "data.teacher.name=TEACHER", "model.mixer=hidden", "model.insert_at=1",
+          "model.state_width=16"], {"teacher_state": 48}, 0),
+    ],
+)  # fmt: skip
+def test_what_is_asked_of_a_teacher_is_planned(tmp_path, words, columns, bytes_a_token):
+    teacher = tmp_path / "teacher"
+    from transformers import GPT2Config
+
+    GPT2Config(vocab_size=384, n_embd=48, n_layer=3, n_head=4, n_positions=64).save_pretrained(teacher)
+    settings = small(*(word.replace("TEACHER", str(teacher)) for word in words), "steps=10")
+    planned = PlanSettings(teacher=str(teacher))
+    known = look(settings, planned)
+    assert known.widths == columns
+    result = plan(settings, planned)
+    assert result["disk"]["labels"] == 10 * WINDOWS * WINDOW * bytes_a_token
+    assert result["flops_per_token"]["labels"]["total"] > 0
+    memory = step_memory(settings, machine_here(1e12, 1), known)
+    assert (memory.parts["teacher"] > 0) == any("TEACHER" in word for word in words)
+    assert memory.peak > step_memory(small("steps=10"), machine_here(1e12, 1), look(small("steps=10"), planned)).peak

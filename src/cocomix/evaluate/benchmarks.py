@@ -30,7 +30,7 @@ def find_tasks(settings: EvalSettings) -> list[Asked]:
     for name in settings.tasks or []:
         plain = ALIASES.get(name, name)
         own = TASKS.get(plain)
-        asked: list[Asked] = [OwnTask.of(own, settings.limit)] if own else []
+        asked: list[Asked] = [OwnTask(own, settings.limit)] if own else []
         for task in asked or harness_tasks(plain, settings.limit, settings.include):
             found.setdefault(task.name, task)
     return list(found.values())

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 from cocomix.data.hub import UNREACHABLE
 from cocomix.errors import UserError, near_name
-from cocomix.evaluate.asked import Outcome, Scoring
+from cocomix.evaluate.asked import Asked, Outcome, Scoring
 from cocomix.evaluate.metrics import Metric
 from cocomix.evaluate.tasks import ALIASES, TASKS
 from cocomix.files import sha256_json
@@ -41,15 +42,14 @@ SHOTS_SEED = 1234
 """The harness's own default for the choice of examples in a prompt."""
 
 
-@dataclass(frozen=True)
-class HarnessTask:
-    """One task that the harness has loaded."""
+class HarnessTask(Asked):
+    """One task that the harness has loaded; it shows a progress of its own."""
 
-    name: str
-    """The harness's name, behind ``lm_eval:`` where a task of that name is defined here as well."""
-    task: Any
-    limit: int | None
-    requests: int | None = None
+    requests = None
+
+    def __init__(self, name: str, task: Any, limit: int | None) -> None:
+        """``name`` is the harness's, behind ``lm_eval:`` where a task of that name is defined here as well."""
+        self.name, self.task, self.limit = name, task, limit
 
     @property
     def total(self) -> int:
@@ -102,11 +102,9 @@ def harness_tasks(name: str, limit: int | None, include: str | None) -> list[Har
         )
     if include is not None and not Path(include).is_dir():
         raise UserError(f"include={include} is no folder: give one with task definitions (*.yaml) of lm-eval")
-    from lm_eval.tasks import TaskManager
-
     plain = name.removeprefix(PREFIX)
     with quiet_harness():
-        manager = TaskManager(include_path=include)
+        manager = _index(plain, include)
         if plain not in manager.all_tasks:
             known = [*TASKS, *ALIASES, *manager.all_tasks]
             raise UserError(
@@ -127,6 +125,24 @@ def harness_tasks(name: str, limit: int | None, include: str | None) -> list[Har
     return [HarnessTask(f"{PREFIX}{found}" if found in TASKS else found, task, limit) for found, task in loaded.items()]
 
 
+def _index(name: str, include: str | None) -> Any:
+    """The harness's index that knows ``name``. Its own definitions are thousands, so one more of the user's is looked
+    for alone at first; a group may be made of both."""
+    from lm_eval.tasks import TaskManager
+
+    if include is None:
+        return _own_index()
+    added = TaskManager(include_path=include, include_defaults=False)
+    return added if name in added.all_subtasks else TaskManager(include_path=include)
+
+
+@cache
+def _own_index() -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
 def _no_data(name: str, error: Exception) -> UserError:
     kinds = {kind.__name__ for kind in type(error).__mro__}
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(". ")
@@ -143,9 +159,15 @@ def _no_data(name: str, error: Exception) -> UserError:
 
 @contextmanager
 def quiet_harness() -> Iterator[None]:
-    """Keeps stdout for the result: what the harness prints goes to stderr."""
-    with redirect_stdout(sys.stderr):
-        yield
+    """Keeps stdout for the result: what the harness prints goes to stderr, and its warnings nowhere."""
+    log = logging.getLogger("lm_eval")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _scorer(model: Any, tokenizer: Any, scoring: Scoring, name: str) -> Any:

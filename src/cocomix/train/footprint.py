@@ -43,8 +43,8 @@ class Work(NamedTuple):
     window: int
     """Tokens of a window."""
     micro_batches: int
-    labels: int
-    """Concept labels a token."""
+    widths: dict[str, int]
+    """Values a token of each column of the batch: concept labels, a teacher's probabilities."""
     bf16: bool
     checkpointing: bool
     cuda: bool
@@ -145,11 +145,9 @@ def _batch(terms: Sequence[tuple[Term, float]], work: Work) -> Batch:
     shape = (work.windows, work.window)
     columns = {}
     for name in sorted({name for term, _ in terms for name in term.columns}):
-        if name != "concept_ids":
-            raise UserError(
-                f"losses: one reads {name}, whose memory 'cocomix plan' cannot tell: leave it out of the plan"
-            )
-        columns[name] = torch.zeros(*shape, work.labels, dtype=torch.long)
+        if name in work.widths:
+            kind = torch.float32 if name in ("teacher_probs", "teacher_state") else torch.long
+            columns[name] = torch.zeros(*shape, work.widths[name], dtype=kind)
     ids = torch.zeros(shape, dtype=torch.long)
     return Batch(np.arange(work.windows), ids, ids.clone(), columns)
 

@@ -20,6 +20,7 @@ from cocomix.train.build import windows_at_once
 from cocomix.train.footprint import Footprint
 from cocomix.train.metrics import measured_peak
 from cocomix.train.plan_known import Known, look
+from cocomix.train.plan_labels import LabelCosts
 from cocomix.train.plan_memory import fits, mend, step_memory
 from cocomix.train.plan_settings import PlanSettings
 from cocomix.train.settings import TrainSettings
@@ -57,9 +58,10 @@ def plan(settings: TrainSettings, planned: PlanSettings) -> dict[str, Any]:
     step_tokens = settings.batch_windows * known.window
     steps = steps_of(settings, arithmetic, step_tokens, rate)
     memory = step_memory(settings, machine, known)
-    labels, tokens = known.labels, steps * step_tokens
+    labels, tokens = _together(known), steps * step_tokens
     # A cache holds each window's labels once, labels made while training are made again in each pass.
-    once = known.train_tokens if known.train_tokens and settings.data.online is None else tokens
+    asked = settings.data.online is not None or settings.data.teacher is not None
+    once = known.train_tokens if known.train_tokens and not asked else tokens
     labelled = min(tokens, once) if labels else 0
     return {
         "method": settings.method,
@@ -130,3 +132,12 @@ def _memory(settings: TrainSettings, machine: Machine, known: Known, memory: Foo
         "peak_by_checkpointing": {kind: memory.peak, other: changed.peak},
         "mend": None if well else mend(settings, machine, known),
     }
+
+
+def _together(known: Known) -> LabelCosts | None:
+    """What all that a run reads of teachers costs, a token."""
+    if known.labels is None or known.teacher is None:
+        return known.labels or known.teacher
+    a, b = known.labels, known.teacher
+    total = a.flops["total"] + b.flops["total"]
+    return LabelCosts(f"{a.teacher}; {b.teacher}", {"total": total}, a.k, a.bytes + b.bytes)

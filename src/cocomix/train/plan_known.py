@@ -8,14 +8,17 @@ from typing import Any, NamedTuple
 from transformers import AutoConfig
 
 from cocomix.concepts.labels import MANIFEST, Labels
-from cocomix.concepts.settings import AttributionSettings, OnlineSettings
+from cocomix.concepts.online_teacher import STATE
+from cocomix.concepts.probabilities import MANIFEST as PROBABILITIES
+from cocomix.concepts.probabilities import PROBS, TOKENS, Probabilities
+from cocomix.concepts.settings import AttributionSettings, OnlineSettings, ProbabilitySettings
 from cocomix.data.dataset import Dataset
 from cocomix.errors import UserError
 from cocomix.losses.terms import Term, loss_terms
 from cocomix.model.config import CoCoMixConfig
 from cocomix.train.backbone import OF_A_FILE, OPTION, find_backbone
 from cocomix.train.build import model_config
-from cocomix.train.plan_labels import LabelCosts, costs_of_labels, costs_of_teacher
+from cocomix.train.plan_labels import LabelCosts, costs_of_asking, costs_of_cache, costs_of_labels, costs_of_teacher
 from cocomix.train.plan_settings import NOT_YET, PlanSettings
 from cocomix.train.settings import ModelSettings, TrainSettings
 
@@ -33,6 +36,10 @@ class Known(NamedTuple):
     """Of the dataset; None where there is none yet."""
     labels: LabelCosts | None
     """None where no loss reads labels."""
+    teacher: LabelCosts | None
+    """Of a teacher's probabilities or states; None where no loss reads them."""
+    widths: dict[str, int]
+    """Values a token of each column that is read."""
     assumed: list[str]
     """In words, with the setting that says otherwise."""
 
@@ -65,7 +72,49 @@ def look(settings: TrainSettings, planned: PlanSettings) -> Known:
     if model.mixer == "concept" and concepts is None:
         concepts = CONCEPTS
         assumed.append(f"{CONCEPTS:,} concepts (model.num_concepts)")
-    return Known(model_config(model, dataset, window, concepts), terms, window, train_tokens, labels, assumed)
+    wanted = {column for term, _ in terms for column in term.columns}
+    teacher, widths, size = _asked(settings, dataset, planned, window, wanted, assumed)
+    if labels is not None:
+        widths["concept_ids"] = labels.k
+    config = model_config(model, dataset, window, concepts, state_size=size)
+    return Known(config, terms, window, train_tokens, labels, teacher, widths, assumed)
+
+
+def _asked(
+    settings: TrainSettings,
+    dataset: Dataset,
+    planned: PlanSettings,
+    window: int,
+    wanted: set[str],
+    assumed: list[str],
+) -> tuple[LabelCosts | None, dict[str, int], int | None]:
+    """What the columns of a teacher's probabilities and states cost, their widths, and the width of its state."""
+    columns = wanted & {PROBS, TOKENS, STATE}
+    if not columns:
+        return None, {}, None
+    online, name = settings.data.teacher, settings.data.probabilities
+    if (
+        online is None
+        and name is not None
+        and any((p / PROBABILITIES).is_file() for p in _places(dataset, name, "probabilities"))
+    ):
+        cache = Probabilities.open(dataset, name)
+        return costs_of_cache(cache.manifest), {TOKENS: cache.k, PROBS: cache.k}, None
+    model = planned.teacher if online is None else online.name
+    k = ProbabilitySettings.model_fields["k"].default if online is None else online.k
+    option = "--teacher" if online is None else "data.teacher.name"
+    block = None if online is None else online.block
+    costs, size = costs_of_asking(
+        model, block, k, dataset.vocab_size, window, PROBS in columns, STATE in columns, option
+    )
+    if online is None:
+        assumed.append(f"probabilities of {k} tokens by {costs.teacher} (--teacher)")
+    else:
+        costs = costs._replace(bytes=0)
+    widths = {STATE: size} if STATE in columns else {}
+    if PROBS in columns:
+        widths |= {PROBS: dataset.vocab_size} if k is None else {PROBS: k, TOKENS: k}
+    return costs, widths, size
 
 
 def _with_configuration(model: ModelSettings) -> ModelSettings:
@@ -100,8 +149,12 @@ def _imagined(backbone: dict[str, Any], settings: TrainSettings, assumed: list[s
 
 
 def _labels(dataset: Dataset, name: str | None) -> Labels | None:
-    places = [dataset.folder / "labels" / (name or ""), Path(name or "")]
+    places = _places(dataset, name or "", "labels")
     return Labels.open(dataset, name or "") if any((place / MANIFEST).is_file() for place in places) else None
+
+
+def _places(dataset: Dataset, name: str, kind: str) -> list[Path]:
+    return [dataset.folder / kind / name, Path(name)]
 
 
 def _labels_to_be(online: OnlineSettings | None, planned: PlanSettings, concepts: int, window: int) -> LabelCosts:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cocomix.concepts.costs import label_flops
+from cocomix.concepts.costs import activation_flops, forward_flops, label_flops
 from cocomix.concepts.labels import label_columns
+from cocomix.concepts.probabilities import probability_columns
 from cocomix.concepts.sae import SparseAutoencoder, TopK, Weights
 from cocomix.concepts.settings import AttributionSettings
 from cocomix.concepts.teacher import Teacher
+from cocomix.data.columns import Column
 from cocomix.data.gguf import find_gguf
 from cocomix.data.hub import hub_error
 from cocomix.errors import UserError
@@ -77,8 +80,46 @@ def costs_of_teacher(
     )
 
 
+def costs_of_cache(manifest: dict[str, Any]) -> LabelCosts:
+    """Of cached probabilities, as their ``probabilities.json`` has it."""
+    k, flops = manifest["k"], manifest["cost"]["flops_per_token"]
+    return LabelCosts(
+        manifest["teacher"]["name"], {"total": flops}, k, _sum(probability_columns(manifest["vocabulary"], k))
+    )
+
+
+def costs_of_asking(
+    name: str | None,
+    block: int | None,
+    k: int | None,
+    vocabulary: int,
+    window: int,
+    probabilities: bool,
+    states: bool,
+    option: str,
+) -> tuple[LabelCosts, int]:
+    """Of a teacher's probabilities and states still to be made, by the model ``name`` (none: GPT-2 124M); its width."""
+    config: Any = AutoConfig.for_model("gpt2") if name is None else _config(name, option)
+    block = config.get_text_config().num_hidden_layers // 2 if block is None else block
+    with torch.device("meta"):
+        teacher = Teacher(AutoModelForCausalLM.from_config(config), block, name or "GPT-2 124M")
+    flops = {}
+    if probabilities:
+        flops["forward"] = forward_flops(teacher, window)
+    if states:
+        flops["states"] = activation_flops(teacher, window)
+    numbers = sum(p.numel() for p in teacher.model.parameters())
+    size = 0 if k is None else _sum(probability_columns(vocabulary, k))
+    return LabelCosts(teacher.name, {**flops, "total": sum(flops.values())}, k or 0, size, numbers), teacher.width
+
+
+def _sum(columns: Sequence[Column]) -> int:
+    """Bytes a token."""
+    return sum(np.dtype(column.dtype).itemsize * column.width for column in columns)
+
+
 def _bytes(concepts: int, k: int) -> int:
-    return sum(np.dtype(column.dtype).itemsize * column.width for column in label_columns(concepts, k))
+    return _sum(label_columns(concepts, k))
 
 
 def _config(name: str, option: str) -> Any:

@@ -22,7 +22,7 @@ def step_memory(settings: TrainSettings, machine: Machine, known: Known) -> Foot
         windows_at_once(settings, machine.ranks),
         known.window,
         settings.micro_batches,
-        known.labels.k if known.labels else 0,
+        known.widths,
         bf16,
         settings.activation_checkpointing == "blocks",
         machine.cuda,
@@ -34,11 +34,12 @@ def step_memory(settings: TrainSettings, machine: Machine, known: Known) -> Foot
 def _teacher(settings: TrainSettings, machine: Machine, known: Known) -> int:
     """Weights of the teacher and, in float32, of the autoencoder that make labels while training. What labelling takes
     besides is given back before a step."""
-    online = settings.data.online
-    if online is None or known.labels is None:
-        return 0
-    half = online.dtype == "bfloat16" or (online.dtype == "auto" and machine.cuda)
-    return (2 if half else 4) * known.labels.teacher_numbers + 4 * known.labels.sae_numbers
+    total = 0
+    for asked, costs in ((settings.data.online, known.labels), (settings.data.teacher, known.teacher)):
+        if asked is not None and costs is not None:
+            half = asked.dtype == "bfloat16" or (asked.dtype == "auto" and machine.cuda)
+            total += (2 if half else 4) * costs.teacher_numbers + 4 * costs.sae_numbers
+    return total
 
 
 def fits(memory: Footprint, machine: Machine) -> bool:

@@ -33,6 +33,9 @@ class _Said(Settings):
 def recipe_to_plan(words: Sequence[str]) -> TrainSettings:
     """The settings of a recipe, whether or not it says its run folder, data and labels."""
     absent = [f"run={NOT_YET}", f"data.path={NOT_YET}"]
-    if not load_settings(_Said, words).data.get("online"):
+    said = load_settings(_Said, words).data
+    if not said.get("online"):
         absent.append(f"data.labels={NOT_YET}")
+    if not said.get("teacher"):
+        absent.append(f"data.probabilities={NOT_YET}")
     return load_settings(TrainSettings, [*absent, *words])
