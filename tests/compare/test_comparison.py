@@ -12,7 +12,6 @@ import pytest
 
 from cocomix.compare.comparison import compare
 from cocomix.compare.curves import Curve
-from cocomix.compare.pairs import bootstrap
 from cocomix.compare.runs import load_run
 from cocomix.compare.summary import summary
 from cocomix.errors import UserError
@@ -82,6 +81,82 @@ def test_teachers_labels_and_upstream_are_counted_and_told_apart(tmp_path):
     assert "the teacher's labels counted" in pair["verdict"]
 
 
+def test_losses_at_equal_flops_count_the_student_then_its_labels_then_upstream(tmp_path):
+    upstream = {"teacher": {"flops": 2e12, "seconds": 20.0}, "sae": {"flops": 1e12, "seconds": 10.0}}
+    # half of the tokens do; a token costs 6e6 and 3e6 for its label, upstream 3e12: of ntp's 6e12 they leave 3e12
+    made = {"label_flops_per_token": 3e6, "label_seconds_per_token": 5e-5, "upstream": upstream}
+    better = cocomix(losses=power_law(scale=0.5), **made)
+    loss = only_pair(tmp_path, ntp(), better)["loss"]
+    at = {"student_flops": 6e12, "flops": 6e12, "upstream_flops": 6e12}
+    assert {axis: loss[f"equal_{axis}"]["at"] for axis in at} == at
+    differences = {axis: math.exp(-2 * loss[f"equal_{axis}"]["difference"]) for axis in at}
+    # exp(-2 · difference): how many times further the candidate is than the baseline
+    assert differences == {
+        "student_flops": pytest.approx(2),
+        "flops": pytest.approx(2 * 6 / 9),
+        "upstream_flops": pytest.approx(2 * 3 / 9),
+    }
+    # 100 s: all of its tokens; less 50 s a million for labels; less 30 s of upstream before
+    seconds = {
+        axis: math.exp(-2 * loss[f"equal_{axis}"]["difference"])
+        for axis in ("student_seconds", "seconds", "upstream_seconds")
+    }
+    assert seconds == {
+        "student_seconds": pytest.approx(2),
+        "seconds": pytest.approx(2 * 100 / 150),
+        "upstream_seconds": pytest.approx(2 * 70 / 150),
+    }
+
+
+def test_every_share_and_difference_has_an_interval_over_seeds(tmp_path):
+    upstream = {"teacher": {"flops": 2e12, "seconds": 20.0}, "sae": {"flops": 1e12, "seconds": 10.0}}
+    teacher = {"label_flops_per_token": 1e6, "label_seconds_per_token": 1e-5, "upstream": upstream}
+    made = [ntp(seed=s) for s in (0, 1)]
+    made += [cocomix(seed=s, losses=power_law(scale=k), **teacher) for s, k in ((0, 0.4), (1, 0.5))]
+    pair = only_pair(tmp_path, *made)
+    axes = ["tokens", *(f"{who}{kind}" for kind in ("flops", "seconds") for who in ("", "student_", "upstream_"))]
+    for axis in axes:
+        assert pair["intervals"][f"{axis}_saved"] == pytest.approx(
+            sorted(seed[f"{axis}_saved"] for seed in pair["by_seed"])
+        )
+        differences = sorted(seed[f"loss_at_equal_{axis}"]["difference"] for seed in pair["by_seed"])
+        assert pair["intervals"][f"loss_at_equal_{axis}"] == pytest.approx(differences)
+        low, high = pair["intervals_student_t"][f"loss_at_equal_{axis}"]
+        assert (low, high) == pytest.approx(
+            (
+                np.mean(differences) - 12.7062 * (differences[1] - differences[0]) / 2,
+                np.mean(differences) + 12.7062 * (differences[1] - differences[0]) / 2,
+            ),
+            rel=1e-4,
+        )
+    assert pair["why"] == {}
+
+
+def test_two_seeds_that_agree_are_not_called_certain(tmp_path):
+    made = [ntp(seed=s) for s in (0, 1)] + [cocomix(seed=s, losses=power_law(scale=k)) for s, k in ((0, 0.6), (1, 0.9))]
+    pair = only_pair(tmp_path, *made)
+    low, high = pair["intervals"]["loss_at_equal_tokens"]
+    assert low < high < 0  # the bootstrap alone would say that it is better
+    assert "A 95 % bootstrap over 2 seeds holds the truth in about 50 % of cases, not in 95 %" in pair["verdict"]
+    assert "by Student's t the loss difference is -1.442 to +1.134. It holds zero" in pair["verdict"]
+
+
+def test_ten_seeds_need_no_warning(tmp_path):
+    made = [ntp(seed=s) for s in range(10)]
+    made += [cocomix(seed=s, losses=power_law(scale=0.7 + 0.01 * s)) for s in range(10)]
+    pair = only_pair(tmp_path, *made)
+    assert "95 % interval over 10 seeds" in pair["verdict"]
+    assert "Student" not in pair["verdict"]
+
+
+def test_upstream_is_shared_by_as_many_runs_as_one_says(tmp_path):
+    teacher = {"teacher": {"flops": 2e12, "seconds": 20.0}, "sae": {"flops": 1e12, "seconds": 10.0}}
+    made = [ntp(), cocomix(label_flops_per_token=3e6, upstream=teacher, losses=power_law(scale=0.5))]
+    pair = only_pair(tmp_path, *made, upstream_shared_by=10)
+    assert pair["upstream_shared_by"] == 10
+    assert pair["flops_saved_by"]["with_upstream"] == pytest.approx(1 - (3 + 1.5 + 0.3) / 6)
+
+
 def test_runs_with_the_same_labels_share_the_upstream(tmp_path):
     teacher = {"teacher": {"flops": 2e12, "seconds": 20.0}, "sae": {"flops": 1e12, "seconds": 10.0}}
     labels = {"label_flops_per_token": 3e6, "upstream": teacher, "losses": power_law(scale=0.5)}
@@ -95,6 +170,11 @@ def test_unknown_upstream_stays_unknown(tmp_path):
     pretrained = {"teacher": None, "sae": {"flops": 1e12, "seconds": 10.0}}
     pair = only_pair(tmp_path, ntp(), cocomix(label_flops_per_token=3e6, upstream=pretrained))
     assert pair["flops_saved_by"]["with_upstream"] is None
+    assert pair["why"] == {
+        f"{name}{axis}{saved}": "not known"
+        for axis in ("upstream_flops", "upstream_seconds")
+        for name, saved in (("", "_saved"), ("equal_", ""))
+    }
     assert pair["flops_saved_by"]["with_labels"] == pytest.approx(-0.5)
 
 
@@ -102,6 +182,7 @@ def test_never_reached_is_null_and_says_what_the_baseline_needed(tmp_path):
     worse = cocomix(losses=power_law(scale=2.0), flops_per_token=9e6)
     pair = only_pair(tmp_path, ntp(), worse)
     assert pair["tokens_saved"] is pair["flops_saved"] is pair["seconds_saved"] is None
+    assert pair["why"]["tokens_saved"] == pair["why"]["upstream_flops_saved"] == "never reached"
     assert pair["reverse"] == pytest.approx(0.5)
     assert pair["reverse_saved"]["flops"] == pytest.approx(1 - 0.5 * 6 / 9)
     assert "cocomix ends 0.347 nats a token worse than ntp" in pair["verdict"]
@@ -176,20 +257,9 @@ def test_reached_in_some_seeds_only_is_null(tmp_path):
     assert pair["tokens_saved"] is None
     assert pair["interval"] is None
     assert pair["reached"] == 1
+    assert pair["why"]["flops_saved"] == "reached by 1 of 2 seeds"
     assert "in 1 of 2 seeds only" in pair["verdict"]
     assert "do not tell the two apart" in pair["verdict"]
-
-
-def test_bootstrap_covers_the_mean_and_needs_two_values():
-    values = list(np.random.default_rng(5).normal(0.3, 0.1, size=40))
-    low, high = bootstrap(values)
-    # close to mean ± 1.96 standard errors, the normal approximation
-    error = 1.96 * np.std(values) / math.sqrt(40)
-    assert low == pytest.approx(np.mean(values) - error, abs=0.01)
-    assert high == pytest.approx(np.mean(values) + error, abs=0.01)
-    assert bootstrap(values) == bootstrap(values)
-    assert bootstrap([0.3]) is None
-    assert bootstrap([0.3, None]) is None
 
 
 def test_baseline_is_ntp_else_the_first_else_the_one_named(tmp_path):
@@ -206,6 +276,21 @@ def test_sweep_of_one_method_is_compared_run_by_run(tmp_path):
     found = compare(runs(tmp_path, ntp(), ntp(losses=power_law(scale=0.9)), cocomix()))
     assert found.baseline == "run0"
     assert [pair.candidate for pair in found.pairs] == ["run1", "cocomix"]
+
+
+def test_rows_of_one_method_with_seeds_are_grouped_by_their_names(tmp_path):
+    made = {
+        "ntp-s0": ntp(seed=0),
+        "ntp-s1": ntp(seed=1),
+        **{
+            f"cocomix-concept-{weight}-s{seed}": cocomix(seed=seed, losses=power_law(scale=scale))
+            for weight, scale in (("0.1", 0.8), ("0.2", 0.9))
+            for seed in (0, 1)
+        },
+    }
+    found = compare([load_run(run.write(tmp_path / name)) for name, run in made.items()])
+    assert found.groups == ["ntp", "cocomix-concept-0.1", "cocomix-concept-0.2"]
+    assert [pair.seeds for pair in found.pairs] == [[0, 1], [0, 1]]
 
 
 def test_seeds_without_a_match_are_said(tmp_path):
@@ -236,6 +321,23 @@ def test_run_evaluated_on_two_sets_is_refused(tmp_path):
     path.write_text(path.read_text().replace("held-out-a", "held-out-b", 1))
     with pytest.raises(UserError, match=r"the evaluations of .*run were evaluated on different held-out"):
         compare([load_run(folder)])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"documents": 10', '"documents": 7', r"different numbers of held-out documents \(10 and 7\): train them with"),
+        ('"context": 128', '"context": 64', r"were evaluated with different contexts \(128 and 64\)"),
+        ('"tokens_evaluated": 50000', '"tokens_evaluated": 4', r"different numbers of held-out tokens \(50000 and 4\)"),
+    ],
+)
+def test_other_documents_or_context_are_named_before_their_hash(tmp_path, old, new, message):
+    one, two = ntp().write(tmp_path / "a"), cocomix(evaluation_set="held-out-b").write(tmp_path / "b")
+    text = (two / "evals.jsonl").read_text()
+    assert old in text
+    (two / "evals.jsonl").write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=message):
+        compare([load_run(one), load_run(two)])
 
 
 def test_no_run_and_the_same_run_twice_are_refused(tmp_path):

@@ -40,6 +40,22 @@ def test_whole_last_line_without_newline_counts(tmp_path):
     assert load_run(folder).last.tokens == 1_000_000
 
 
+def test_progress_is_read_from_the_end_of_long_metrics(tmp_path, monkeypatch):
+    monkeypatch.setattr("cocomix.compare.runs.TAIL_BYTES", 800)
+    folder = MadeUpRun(tokens=range(1000, 501_000, 1000), losses=[4.0] * 500).write(tmp_path / "run")
+    assert load_run(folder).progress.tokens == 500_000
+    path = folder / "metrics.jsonl"
+    path.write_text(path.read_text()[:-20])  # the last line is half written
+    assert load_run(folder).progress.tokens == 499_000
+
+
+def test_metrics_with_a_damaged_end_are_named(tmp_path):
+    folder = MadeUpRun().write(tmp_path / "run")
+    (folder / "metrics.jsonl").write_text("no line\n{}\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged at its end: restore the file"):
+        load_run(folder)
+
+
 def test_damaged_line_in_the_middle_is_named(tmp_path):
     folder = MadeUpRun().write(tmp_path / "run")
     path = folder / "evals.jsonl"

@@ -151,3 +151,25 @@ def test_mode_and_random_state_are_left_as_they_were(dataset: Dataset, tokenizer
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
     assert sum(heard) == len(REQUESTS)
+
+
+def test_what_fits_exactly_is_not_cut(dataset: Dataset, tokenizer: Any) -> None:
+    model = network(dataset, mixer="none")
+    before, behind = encode(tokenizer, REQUESTS[1])
+    inputs = len(before) + len(behind) - 1
+    assert [score(model, tokenizer, REQUESTS[1:2], longest)[0].cut for longest in (inputs, inputs - 1)] == [False, True]
+
+
+@pytest.mark.parametrize("liked", ["q", "z"])
+def test_a_continuation_in_pieces_is_greedy_only_where_all_of_them_are(
+    liked: str, dataset: Dataset, tokenizer: Any
+) -> None:
+    """A network that always says the same token; one piece is made of it, the other is not."""
+    model = network(dataset, mixer="none")
+    (best,) = tokenizer.encode(liked)
+    with torch.no_grad():
+        model.backbone.ln_f.weight.zero_()
+        model.backbone.ln_f.bias.copy_(10 * model.lm_head.weight[best])
+    mixed, alone = Request("b", "zzzzqqqq"), Request("b", liked * 8)
+    assert len(encode(tokenizer, mixed)[1]) == len(encode(tokenizer, alone)[1]) == 8
+    assert [s.greedy for s in score(model, tokenizer, [mixed, alone], 4)] == [False, True]

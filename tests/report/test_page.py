@@ -61,7 +61,8 @@ def test_report_is_the_page_the_summary_and_the_figures(reports, comparison):
     names = {path.name for path in (out / "plots").iterdir()}
     curves = {f"loss-{axis}.{kind}" for axis in ("tokens", "flops", "seconds") for kind in ("svg", "png")}
     assert names == curves | {f"cost-{k}.{kind}" for k in ("flops", "seconds") for kind in ("svg", "png")}
-    assert {path.name for path in out.iterdir()} == {"index.html", "summary.json", "plots"}
+    tables = {"table.tex", "table.md", "table.csv"}
+    assert {path.name for path in out.iterdir()} == {"index.html", "summary.json", "plots"} | tables
 
 
 def test_page_needs_nothing_from_outside(reports):
@@ -87,7 +88,7 @@ def test_page_says_every_verdict_and_number(reports, comparison):
     for pair in summary(comparison)["pairs"]:
         assert " ".join(pair["verdict"].split()) in page.text
     assert "30.0 % fewer" in page.text
-    assert "not reached" in page.text
+    assert "never reached" in page.text
     assert "shared by 4 runs" in page.text
 
 

@@ -402,7 +402,7 @@ def plan_inside(settings: TrainSettings) -> None:
     ("words", "columns", "bytes_a_token"),
     [
         (["losses={ntp: 1, distill: 0.1}"], {"teacher_probs": 32, "teacher_tokens": 32}, 32 * 4),
-        (["losses={ntp: 1, distill: 0.1}", "data.teacher.name=TEACHER"], {"teacher_probs": 384}, 0),
+        (["losses={ntp: 1, distill: 0.1}", "data.teacher.name=TEACHER"], {"teacher_probs": 500}, 0),
         (["losses={ntp: 1, state_l2: 0.1}", "data.teacher.name=TEACHER", "model.mixer=hidden", "model.insert_at=1",
           "model.state_width=16"], {"teacher_state": 48}, 0),
     ],
@@ -411,7 +411,7 @@ def test_what_is_asked_of_a_teacher_is_planned(tmp_path, words, columns, bytes_a
     teacher = tmp_path / "teacher"
     from transformers import GPT2Config
 
-    GPT2Config(vocab_size=384, n_embd=48, n_layer=3, n_head=4, n_positions=64).save_pretrained(teacher)
+    GPT2Config(vocab_size=500, n_embd=48, n_layer=3, n_head=4, n_positions=64).save_pretrained(teacher)
     settings = small(*(word.replace("TEACHER", str(teacher)) for word in words), "steps=10")
     planned = PlanSettings(teacher=str(teacher))
     known = look(settings, planned)

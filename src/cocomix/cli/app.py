@@ -114,6 +114,7 @@ VERBS: list[tuple[str, str, str]] = [
     ("concepts probabilities", "concepts", "cocomix.concepts.settings:ProbabilitySettings"),
     ("concepts atlas", "concepts", "cocomix.concepts.settings:AtlasSettings"),
     ("concepts show", "concepts", "cocomix.concepts.settings:ShowSettings"),
+    ("concepts weights", "concepts", "cocomix.evaluate.weights_settings:WeightsSettings"),
     ("plan", "plan", "cocomix.train.settings:TrainSettings"),
     ("train", "train", "cocomix.train.settings:TrainSettings"),
     ("sweep", "sweep", "cocomix.sweep.settings:SweepSettings"),

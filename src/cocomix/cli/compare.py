@@ -10,95 +10,196 @@ import typer
 from cocomix.cli.common import Json, show
 
 if TYPE_CHECKING:
+    from cocomix.compare.comparison import Comparison
     from cocomix.compare.runs import Run
+    from cocomix.compare.settings import CompareSettings
+    from cocomix.compare.watch import Look
+
+SECONDS = 30.0
+"""Between two looks."""
+WIDEST = 1000
+"""Columns of a table in a file."""
 
 RunsAndSettings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="RUN... [KEY=VALUE]...", help="Run folders, and settings, see the list below."),
+    typer.Argument(
+        metavar="RUN... [KEY=VALUE]...", help="Run folders or folders of runs, and settings, see the list below."
+    ),
+]
+Watch = Annotated[
+    bool,
+    typer.Option(
+        "--watch",
+        help=f"Follow runs: look again every [SECONDS] ({SECONDS:.0f}) until all are finished, or Ctrl-C.",
+    ),
 ]
 
 
-def compare(words: RunsAndSettings = None, as_json: Json = False) -> None:
+def compare(words: RunsAndSettings = None, watch: Watch = False, as_json: Json = False) -> None:
     """Hold runs against a baseline at equal tokens, equal FLOPs and equal time, over their seeds.
 
     Example: cocomix compare runs/ntp runs/cocomix baseline=ntp
 
     Prints a table of the runs and what each method saves or loses on the way to the baseline's final validation
-    loss, and writes the report: index.html, summary.json and plots/ into out=FOLDER, without it into comparison/
-    beside the first run. Runs of one method with several seeds are paired by seed and get intervals. Runs may
-    still be running. Runs on other data, another tokenizer, window or evaluation set are refused.
+    loss, and writes the report: index.html, summary.json, plots/ and a table for a paper (table.tex, table.md,
+    table.csv) into out=FOLDER, without it into comparison/ beside the first run. Runs of one method with several seeds
+    are paired by seed and get intervals. Runs may still be running. Runs on other data, another tokenizer, window or
+    evaluation set are refused.
+
+    Example: cocomix compare runs/* format=latex
+
+    With --watch the page is made anew, and loads itself anew, whenever a run has been evaluated, and a line a run is
+    printed at every look.
+
+    Example: cocomix compare runs/* --watch 10
     """
     from cocomix.compare.comparison import compare as compare_runs
+    from cocomix.compare.runs import load_run
     from cocomix.compare.settings import CompareSettings
     from cocomix.compare.summary import summary
+    from cocomix.compare.watch import run_folders
+    from cocomix.compare.watch import watch as watch_runs
     from cocomix.config import load_settings
+    from cocomix.errors import UserError
     from cocomix.progress import say
     from cocomix.report.page import write_comparison
 
     words = words or []
-    folders = [word for word in words if _is_folder(word)]
-    settings = load_settings(CompareSettings, [word for word in words if not _is_folder(word)])
-    comparison = compare_runs(_loaded(folders), settings.baseline)
-    out = settings.out or Path(folders[0]).resolve().parent / "comparison"
-    page = write_comparison(comparison, out)
-    result = summary(comparison)
-    show(result, as_text(result), as_json)
-    say(f"report: {page}")
+    folders = [word for word in words if _is_folder(word) and not (watch and _is_seconds(word))]
+    settings = load_settings(CompareSettings, [word for word in words if "=" in word and not _is_folder(word)])
+    if as_json and settings.format != "text":
+        raise UserError(f"format={settings.format} and --json both say what is printed: leave one of them out")
+
+    def compared(runs: list[Run]) -> Comparison:
+        return compare_runs(runs, settings.baseline, settings.upstream_shared_by)
+
+    if not watch:
+        comparison = compared([load_run(folder) for folder in run_folders(folders)])
+        page = write_comparison(comparison, _out(settings, folders))
+        _print(comparison, summary(comparison), settings.format, as_json)
+        say(f"report: {page}")
+        return
+
+    seconds = [float(word) for word in words if _is_seconds(word)]
+    if len(seconds) > 1:
+        raise UserError(f"--watch takes one number of seconds, these are {len(seconds)}: leave the others out")
+    every = seconds[0] if seconds else SECONDS
+
+    def follow(look: Look) -> None:
+        comparison = compared(look.runs)
+        if look.news or look.last:
+            # The last page stays as it is.
+            out = _out(settings, folders)
+            page = write_comparison(comparison, out, None if look.last else every)
+            if not look.last:
+                say(f"report: {page}")
+        if look.last:
+            _print(comparison, summary(comparison), settings.format, as_json)
+            say(f"report: {page}")
+        elif not as_json and settings.format == "text":
+            print(in_short(look.runs, summary(comparison)) + "\n", flush=True)
+
+    watch_runs(folders, every, follow)
 
 
 def _is_folder(word: str) -> bool:
     return "=" not in word or Path(word).is_dir()
 
 
-def _loaded(folders: list[str]) -> list[Run]:
-    """The runs; an earlier comparison's folder, which ``runs/*`` matches too, is passed over."""
-    from cocomix.compare.runs import load_run
-    from cocomix.progress import say
+def _is_seconds(word: str) -> bool:
+    """Whether ``word`` is the number behind --watch, and no folder."""
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return not Path(word).is_dir()
 
-    runs = []
-    for folder in folders:
-        if (Path(folder) / "summary.json").is_file() and not (Path(folder) / "run.json").is_file():
-            say(f"{folder} holds an earlier comparison, no run: passed over")
-        else:
-            runs.append(load_run(folder))
-    return runs
+
+def _out(settings: CompareSettings, folders: list[str]) -> Path:
+    """Where the report goes: beside the first run that was given, or into the folder of runs that was given."""
+    if settings.out is not None:
+        return settings.out
+    first = Path(folders[0]).resolve()
+    return (first.parent if (first / "run.json").is_file() else first) / "comparison"
+
+
+def _print(comparison: Comparison, result: dict[str, Any], format: str, as_json: bool) -> None:
+    from cocomix.report.tables import FORMATS
+
+    if format == "text":
+        show(result, as_text(result), as_json)
+    else:
+        print(FORMATS[format][1](comparison), end="")
+
+
+def in_short(runs: list[Run], result: dict[str, Any]) -> str:
+    """The runs' states in a line each, below the time: what --watch prints at every look."""
+    import time
+
+    from rich.text import Text
+
+    from cocomix.compare.watch import state
+    from cocomix.compare.wording import count
+
+    rows = []
+    states = {run.folder.as_posix(): state(run) for run in runs}
+    for run in result["runs"]:
+        loss = "–" if run["val_loss"] is None else f"{run['val_loss']:.3f}"
+        rows.append([Text(run["name"]), states[run["folder"]], count(run["trained_tokens"]), loss])
+    return _table(time.strftime("%H:%M:%S"), ["state", "tokens", "loss"], rows)
 
 
 def as_text(result: dict[str, Any]) -> str:
     """A summary as a table of runs and the verdicts, as wide as the terminal."""
-    import io
-
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from cocomix.compare.wording import count, duration, flops
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("run")
-    for column in ("seed", "active", "tokens", "FLOPs", "+ labels", "time", "loss", "ppl"):
-        table.add_column(column, justify="right")
+    rows = []
     for run in result["runs"]:
         state = "" if run["finished"] else " (running)"
-        table.add_row(
-            Text(run["name"] + state),
-            str(run["seed"]),
-            count(run["parameters"]["active"]),
-            count(run["tokens"]),
-            flops(run["flops"]["student"]),
-            flops(run["flops"]["teacher"]) if run["flops"]["teacher"] else "–",
-            duration(run["seconds"]),
-            "–" if run["val_loss"] is None else f"{run['val_loss']:.3f}",
-            "–" if run["ppl"] is None else f"{run['ppl']:.2f}",
+        rows.append(
+            [
+                Text(run["name"] + state),
+                str(run["seed"]),
+                count(run["parameters"]["active"]),
+                count(run["tokens"]),
+                flops(run["flops"]["student"]),
+                flops(run["flops"]["teacher"]) if run["flops"]["teacher"] else "–",
+                duration(run["seconds"]),
+                "–" if run["val_loss"] is None else f"{run['val_loss']:.3f}",
+                "–" if run["ppl"] is None else f"{run['ppl']:.2f}",
+            ]
         )
-    out = Console(file=io.StringIO(), width=max(Console().width, 80), highlight=False)
-    out.print(table)
+    columns = ["seed", "active", "tokens", "FLOPs", "+ labels", "time", "loss", "ppl"]
+    below: list[Text] = []
     for pair in result["pairs"]:
-        out.print()
-        out.print(Text.assemble((f"{pair['candidate']} against {pair['baseline']}: ", "bold"), pair["verdict"]))
-        for note in pair["notes"]:
-            out.print(Text(f"Note: {note}"))
-    for note in result["notes"]:
-        out.print(Text(f"Note: {note}"))
+        below.append(Text.assemble((f"\n{pair['candidate']} against {pair['baseline']}: ", "bold"), pair["verdict"]))
+        below += [Text(f"Note: {note}") for note in pair["notes"]]
+    below += [Text(f"Note: {note}") for note in result["notes"]]
+    return _table("run", columns, rows, below)
+
+
+def _table(first: str, columns: list[str], rows: list[list[Any]], below: list[Any] | None = None) -> str:
+    """A table without lines and the texts ``below`` it, as wide as the terminal; in a file no name is folded."""
+    import io
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    width = max(Console().width, 80)
+    out = Console(file=io.StringIO(), width=width, highlight=False)
+    if not Console().is_terminal:
+        out.width = max(width, out.measure(table, options=out.options.update(max_width=WIDEST)).maximum)
+    out.print(table)
+    out.width = width
+    for text in below or []:
+        out.print(text)
     assert isinstance(out.file, io.StringIO)
     return out.file.getvalue().rstrip("\n")

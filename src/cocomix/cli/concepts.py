@@ -1,4 +1,4 @@
-"""``cocomix concepts extract``, ``probabilities``, ``atlas`` and ``show``."""
+"""``cocomix concepts extract``, ``probabilities``, ``atlas``, ``show`` and ``weights``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ Folder = Annotated[
     str | None,
     typer.Argument(metavar="[LABELS]", help="The labels' folder (DATASET/labels/NAME), or give data= and name=."),
 ]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Run folder or export folder.")]
 Id = Annotated[int, typer.Argument(metavar="ID", help="The concept's number.")]
 
 
@@ -124,6 +125,38 @@ def show(id: Id, words: Overrides = None, json: Json = False) -> None:
         show_result(concept, "", True)
     else:
         _print_card(concept)
+
+
+def weights(model: Model, words: Overrides = None, json: Json = False) -> None:
+    """Say which concepts a trained model has learned to leave out: the norms of its compression's weights.
+
+    The continuous concept adds up a vector for each predicted concept; one whose vector is near zero adds nothing.
+    Reads the model's safetensors and writes compression.json (a norm a concept) and compression.png (their histogram)
+    into out=FOLDER, without it into the model's folder.
+
+    Example:
+
+      cocomix concepts weights runs/cocomix bound=0.01
+    """
+    from cocomix.config import load_settings
+    from cocomix.evaluate.weights import concept_weights, results_folder
+    from cocomix.evaluate.weights_settings import WeightsSettings
+    from cocomix.files import write_json
+    from cocomix.progress import say
+    from cocomix.report.weights import write_histogram
+
+    settings = load_settings(WeightsSettings, words or [], model=model)
+    result = concept_weights(settings)
+    out = results_folder(settings)
+    picture = write_histogram(result["norms"], settings.bound, out / "compression.png")
+    write_json(out / "compression.json", result)
+    median, largest = result["quantiles"]["0.5"], result["quantiles"]["1"]
+    text = (
+        f"{result['below']:,} of {result['concepts']:,} concepts ({result['share_below']:.1%}) have weights of a norm "
+        f"below {settings.bound:g}; median {median:.4g}, largest {largest:.4g}"
+    )
+    show_result(result, text, json)
+    say(f"written: {out / 'compression.json'}, {picture}")
 
 
 def _folder(labels: str | None, words: list[str] | None) -> tuple[str | None, list[str]]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from cocomix.compare.benchmarks import unlike
 from cocomix.compare.curves import Curve, curve
 from cocomix.compare.pairs import Pair, seed_pair
 from cocomix.compare.runs import Run
@@ -40,7 +41,7 @@ class Comparison:
     """Name of the baseline's group."""
     pairs: tuple[Pair, ...]
     notes: tuple[str, ...]
-    """Runs that could not be paired, and why."""
+    """Runs that could not be paired, and why; benchmarks that do not compare."""
 
     @property
     def groups(self) -> list[str]:
@@ -52,12 +53,13 @@ class Comparison:
         return [entry for entry in self.entries if entry.group == group]
 
 
-def compare(runs: Sequence[Run], baseline: str | None = None) -> Comparison:
+def compare(runs: Sequence[Run], baseline: str | None = None, upstream_shared_by: int | None = None) -> Comparison:
     """Groups ``runs`` by method, pairs their seeds, and holds every group against the baseline's.
 
     ``baseline`` names a method or a run; without it the method ``ntp`` is taken, else that of the first run.
-    Raises :class:`UserError` when there is no run, when a run is given twice, when the runs differ in
-    tokenizer, data, window or evaluation set, or when ``baseline`` names none of them.
+    ``upstream_shared_by`` runs bear the training of teacher and SAE together; without it, as many of ``runs`` as read
+    the same labels. Raises :class:`UserError` when there is no run, when a run is given twice, when the runs differ in
+    tokenizer, data, window, evaluated documents or context, or when ``baseline`` names none of them.
     """
     if not runs:
         raise UserError("no run to compare: give the run folders, e.g. 'cocomix compare runs/ntp runs/cocomix'")
@@ -67,6 +69,8 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> Comparison:
     sharing = Counter(run.manifest.labels.fingerprint for run in runs if run.manifest.labels)
 
     def shared_by(run: Run) -> int:
+        if upstream_shared_by is not None:
+            return upstream_shared_by
         return sharing[run.manifest.labels.fingerprint] if run.manifest.labels else 1
 
     base = _baseline(runs, names, groups, baseline)
@@ -78,6 +82,7 @@ def compare(runs: Sequence[Run], baseline: str | None = None) -> Comparison:
     notes = [note for entry in entries if (note := _unpaired(entry))]
     usable = [entry for entry in entries if entry.run.comparable]
     theirs = [entry for entry in usable if entry.group == base]
+    notes += unlike(runs)
     pairs = []
     for group in dict.fromkeys(entry.group for entry in usable if entry.group != base):
         if theirs:
@@ -160,15 +165,26 @@ def _refuse_difference(runs: Sequence[Run]) -> None:
             "compare runs of one dataset",
             lambda r: [r.manifest.data.fingerprint],
         ),
-        (
-            "were evaluated on different held-out sets",
-            "evaluate them on the same documents",
-            lambda r: [e.fingerprint for e in r.evaluations],
-        ),
+        # The fingerprint covers the next three too: asked first, they say what the difference is.
         (
             "were evaluated with different contexts",
             "evaluate them with the same one",
             lambda r: [e.context for e in r.evaluations],
+        ),
+        (
+            "were evaluated on different numbers of held-out documents",
+            "train them with the same eval_documents",
+            lambda r: [e.documents for e in r.evaluations if e.documents is not None],
+        ),
+        (
+            "were evaluated on different numbers of held-out tokens",
+            "evaluate them on the same documents",
+            lambda r: [e.tokens_evaluated for e in r.evaluations if e.tokens_evaluated is not None],
+        ),
+        (
+            "were evaluated on different held-out sets",
+            "evaluate them on the same documents",
+            lambda r: [e.fingerprint for e in r.evaluations],
         ),
     ]
     for difference, mend, values in checks:
@@ -193,10 +209,16 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 
 def _groups(runs: Sequence[Run]) -> list[str]:
-    """The method of each run, or its name where the method has a seed twice (whom to pair?)."""
-    times = Counter((run.method, run.seed) for run in runs)
-    sweeps = {method for (method, _), number in times.items() if number > 1}
-    return [name if run.method in sweeps else run.method for name, run in zip(_names(runs), runs, strict=True)]
+    """The method of each run. Where a method has a seed twice (a sweep; whom to pair?) what its runs' names, less the
+    ``-sSEED`` at their ends, have in common; their whole names where that leaves a seed twice too."""
+    names = _names(runs)
+    groups = [run.method for run in runs]
+    stems = [name.removesuffix(f"-s{run.seed}") for name, run in zip(names, runs, strict=True)]
+    for candidates in (stems, names):
+        times = Counter((group, run.seed) for group, run in zip(groups, runs, strict=True))
+        twice = {group for (group, _), number in times.items() if number > 1}
+        groups = [new if old in twice else old for old, new in zip(groups, candidates, strict=True)]
+    return groups
 
 
 def _baseline(runs: Sequence[Run], names: Sequence[str], groups: Sequence[str], wanted: str | None) -> str:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
+from cocomix.compare.curves import AXES, Axis, Curve
+from cocomix.compare.intervals import Interval, bootstrap
 
-from cocomix.compare.curves import AXES, MAIN_AXES, Axis, Curve
-
-Interval = tuple[float, float]
-
-RESAMPLES = 10_000
-CONFIDENCE = 0.95
+By = Callable[[Sequence[float | None]], Interval | None]
+"""How an interval is made: :func:`bootstrap` or :func:`student_t`."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,9 @@ class SeedPair:
     final: Losses
     """At each run's own end; ``at`` is the candidate's tokens."""
     equal: Mapping[Axis, Losses | None]
-    """At the smaller of the two budgets, by axis; None where it lies before an evaluation."""
+    """At the smaller of the two budgets, by axis; None where it lies before an evaluation, or a cost is not known."""
+    unknown: frozenset[Axis]
+    """The axes on which a part of a cost is not known."""
     saved: Mapping[Axis, float | None]
     """Share of the baseline's cost that the candidate saves on the way to the baseline's final loss."""
     reverse: float | None
@@ -84,7 +83,8 @@ def seed_pair(seed: int, baseline: Curve, candidate: Curve) -> SeedPair:
     return SeedPair(
         seed=seed,
         final=Losses(float(candidate.tokens[-1]), float(baseline.loss[-1]), float(candidate.loss[-1])),
-        equal={axis: equal_cost(baseline, candidate, axis) for axis in MAIN_AXES},
+        equal={axis: equal_cost(baseline, candidate, axis) for axis in AXES},
+        unknown=frozenset(axis for axis in AXES for c in (baseline, candidate) if c.costs[axis] is None),
         saved=saved,
         reverse=None if back is None else back / float(baseline.tokens[-1]),
         reverse_saved=nothing if back is None else savings(candidate, baseline),
@@ -119,9 +119,13 @@ class Pair:
         """Mean share saved over the seeds; None unless every seed reached the baseline's final loss."""
         return _mean([pair.saved[axis] for pair in self.by_seed])
 
-    def saved_interval(self, axis: Axis) -> Interval | None:
+    def known(self, axis: Axis) -> bool:
+        """Whether all parts of the costs on ``axis`` are known."""
+        return not any(axis in pair.unknown for pair in self.by_seed)
+
+    def saved_interval(self, axis: Axis, by: By = bootstrap) -> Interval | None:
         """95 % interval of :meth:`saved` over seeds."""
-        return bootstrap([pair.saved[axis] for pair in self.by_seed])
+        return by([pair.saved[axis] for pair in self.by_seed])
 
     @property
     def reverse(self) -> float | None:
@@ -143,26 +147,14 @@ class Pair:
         assert losses is not None
         return losses
 
-    def difference_interval(self, of: Callable[[SeedPair], Losses | None]) -> Interval | None:
-        """95 % interval over seeds of a loss difference, e.g. ``lambda pair: pair.equal["tokens"]``."""
+    def difference_interval(self, of: Callable[[SeedPair], Losses | None], by: By = bootstrap) -> Interval | None:
+        """95 % interval over seeds of a loss difference, e.g. ``lambda pair: pair.final``."""
         losses = [of(pair) for pair in self.by_seed]
-        return bootstrap([None if x is None else x.difference for x in losses])
+        return by([None if x is None else x.difference for x in losses])
 
-
-def bootstrap(values: Sequence[float | None]) -> Interval | None:
-    """95 % percentile interval of the mean of paired differences, resampled over seeds with a fixed
-    generator.
-
-    None with fewer than two values, or when one is missing. With few seeds it is narrower than it should be
-    (with two, it is just their range): read it as a lower bound of the uncertainty.
-    """
-    known = [v for v in values if v is not None]
-    if len(known) < 2 or len(known) < len(values):
-        return None
-    array = np.array(known)
-    picks = np.random.default_rng(0).integers(0, len(array), size=(RESAMPLES, len(array)))
-    low, high = np.quantile(array[picks].mean(axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+    def equal_interval(self, axis: Axis, by: By = bootstrap) -> Interval | None:
+        """95 % interval over seeds of the loss difference at equal cost."""
+        return self.difference_interval(lambda pair: pair.equal[axis], by)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

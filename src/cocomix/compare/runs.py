@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ from cocomix.errors import UserError, explained
 from cocomix.files import read_json
 
 FORMAT = 1
+TAIL_BYTES = 1 << 18
+"""A line of the metrics is below a kilobyte."""
 
 
 class Record(BaseModel):
@@ -80,6 +83,8 @@ class Manifest(Record):
     seed: int
     parameters: Parameters
     batch_tokens: int
+    steps: int | None = None
+    """How many are planned; an estimate for budgets in seconds."""
     data: Data
     labels: Labels | None
     finished: bool
@@ -100,8 +105,12 @@ class Evaluation(Progress):
     loss: float | None
     ppl: float | None = None
     bits_per_byte: float | None = None
+    documents: int | None = None
+    """Held-out documents; ``eval_documents`` of the run limits them."""
+    tokens_evaluated: int | None = None
     context: int | None = None
     fingerprint: str | None = None
+    """Hash over the documents' ids and the context."""
 
 
 @dataclass(frozen=True)
@@ -160,13 +169,12 @@ def load_run(folder: Path | str) -> Run:
     values = read_json(folder / "run.json", "a run's description")
     if values.get("format") != FORMAT:
         raise UserError(f"{folder / 'run.json'} has format {values.get('format')}, this version reads {FORMAT}")
-    metrics = _read_lines(folder / "metrics.jsonl", Progress)
     benchmarks = folder / "benchmarks.json"
     return Run(
         folder=folder,
         manifest=_parsed(Manifest, values, str(folder / "run.json")),
         evaluations=tuple(_read_lines(folder / "evals.jsonl", Evaluation)),
-        progress=metrics[-1] if metrics else None,
+        progress=_last_line(folder / "metrics.jsonl", Progress),
         benchmarks=read_json(benchmarks, "a run's benchmarks") if benchmarks.is_file() else {},
     )
 
@@ -190,6 +198,25 @@ def _read_lines(path: Path, record: type[R]) -> list[R]:
             values.pop()
         values.append(value)
     return [_parsed(record, value, f"{path}, step {value['step']}") for value in values]
+
+
+def _last_line(path: Path, record: type[R]) -> R | None:
+    """The last whole record of a JSON-lines file. Only its end is read: it may have a line for each of many steps."""
+    if not path.is_file():
+        return None
+    with explained(path), path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        start = file.seek(max(0, end - TAIL_BYTES))
+        lines = file.read().splitlines()[1 if start else 0 :]
+    for line in reversed(lines[-2:]):  # of a running run the last may be half written
+        try:
+            value = json.loads(line)
+            return _parsed(record, value, f"{path}, step {value['step']}")
+        except (ValueError, KeyError, TypeError):
+            continue
+    if not any(line.strip(b"\0 ") for line in lines[:-1]):
+        return None
+    raise UserError(f"{path} is damaged at its end: restore the file")
 
 
 def _parsed(record: type[R], value: Any, where: str) -> R:

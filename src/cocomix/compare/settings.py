@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -18,4 +19,15 @@ class CompareSettings(Settings):
     baseline: str | None = Field(
         None,
         description="Method or run that the others are held against; without it ntp, else the first run.",
+    )
+    upstream_shared_by: int | None = Field(
+        None,
+        ge=1,
+        description="Runs that share the training of teacher and SAE; without it those compared that read the same "
+        "labels.",
+    )
+    format: Literal["text", "latex", "markdown", "csv"] = Field(
+        "text",
+        description="What is printed: a table of runs and the verdicts, or the methods' table for a paper, which is "
+        "also written beside the page.",
     )

@@ -6,23 +6,31 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from cocomix.compare.comparison import Comparison, Entry
-from cocomix.compare.curves import MAIN_AXES, Axis, parts
-from cocomix.compare.pairs import Interval, Losses, Pair
+from cocomix.compare.curves import AXES, MAIN_AXES, Axis, parts
+from cocomix.compare.intervals import Interval, bootstrap, student_t
+from cocomix.compare.methods import Level, Method, budgets, methods
+from cocomix.compare.pairs import By, Losses, Pair
 from cocomix.compare.runs import is_finite
-from cocomix.compare.wording import verdict
+from cocomix.compare.wording import no_loss, no_saving, verdict
 
 
 def summary(comparison: Comparison) -> dict[str, Any]:
-    """``{"runs": […], "pairs": […], "baseline", "notes"}``, free of NaN and infinities.
+    """``{"runs": […], "methods": […], "pairs": […], "baseline", "budgets", "notes"}``, free of NaN and infinities.
 
     Of a run: costs and losses at its last evaluation; null before the first one. ``seconds`` are of its
     training alone. Of a pair: ``flops_saved`` and ``seconds_saved`` count the student's training and the
     teacher's labels; ``flops_saved_by`` and ``seconds_saved_by`` split them into the student alone, with
     labels, and with the training of teacher and SAE shared over ``upstream_shared_by`` runs (null: not
-    known). ``interval`` is of ``tokens_saved``.
+    known). ``loss`` holds both losses and their difference on the same seven axes, ``intervals`` the 95 % bootstraps
+    of all of these, ``intervals_student_t`` the same by Student's t; ``interval`` is that of ``tokens_saved``. What is
+    null for a reason has it in ``why``.
+    Of a method: means over seeds with half their 95 % intervals (Student's t), ``equal`` at the ``budgets`` that all
+    methods have spent; a word instead says why there is none.
     """
     return {
         "baseline": comparison.baseline,
+        "budgets": budgets(comparison),
+        "methods": [_method(method) for method in methods(comparison)],
         "runs": [_run(entry) for entry in comparison.entries],
         "pairs": [_pair(pair) for pair in comparison.pairs],
         "notes": list(comparison.notes),
@@ -60,6 +68,24 @@ def _best(entry: Entry) -> float | None:
     return None if entry.curve is None else _number(float(entry.curve.loss.min()))
 
 
+def _method(method: Method) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "seeds": list(method.seeds),
+        "left_out": method.left_out,
+        "parameters": {"total": method.total, "active": method.active},
+        "final": _level(method.final),
+        "equal": {axis: _level(level) for axis, level in method.equal.items()},
+        "benchmarks": {name: vars(score) for name, score in method.benchmarks.items()},
+    }
+
+
+def _level(level: Level | str | None) -> dict[str, Any] | str | None:
+    if not isinstance(level, Level):
+        return level
+    return {"loss": vars(level.loss), "ppl": vars(level.ppl)}
+
+
 def _pair(pair: Pair) -> dict[str, Any]:
     return {
         "baseline": pair.baseline,
@@ -69,11 +95,8 @@ def _pair(pair: Pair) -> dict[str, Any]:
         "flops_saved": pair.saved("flops"),
         "seconds_saved": pair.saved("seconds"),
         "interval": _list(pair.saved_interval("tokens")),
-        "intervals": {
-            **{f"{axis}_saved": _list(pair.saved_interval(axis)) for axis in MAIN_AXES},
-            "final_loss": _list(pair.difference_interval(lambda seed: seed.final)),
-            "loss_at_equal_tokens": _list(pair.difference_interval(lambda seed: seed.equal["tokens"])),
-        },
+        "intervals": _intervals(pair, bootstrap),
+        "intervals_student_t": _intervals(pair, student_t),
         "flops_saved_by": _split(pair, "flops"),
         "seconds_saved_by": _split(pair, "seconds"),
         "upstream_shared_by": pair.shared_by,
@@ -82,13 +105,15 @@ def _pair(pair: Pair) -> dict[str, Any]:
         "reverse_saved": {axis: pair.reverse_saved(axis) for axis in MAIN_AXES},
         "loss": {
             "final": _losses(pair.final),
-            **{f"equal_{axis}": _losses(pair.equal(axis)) for axis in MAIN_AXES},
+            **{f"equal_{axis}": _losses(pair.equal(axis)) for axis in AXES},
         },
+        "why": _why(pair),
         "by_seed": [
             {
                 "seed": seed.seed,
-                **{f"{axis}_saved": seed.saved[axis] for axis in MAIN_AXES},
+                **{f"{axis}_saved": seed.saved[axis] for axis in AXES},
                 "final_loss": _losses(seed.final),
+                **{f"loss_at_equal_{axis}": _losses(seed.equal[axis]) for axis in AXES},
                 "reverse": seed.reverse,
             }
             for seed in pair.by_seed
@@ -96,6 +121,20 @@ def _pair(pair: Pair) -> dict[str, Any]:
         "verdict": verdict(pair),
         "notes": list(pair.notes),
     }
+
+
+def _intervals(pair: Pair, by: By) -> dict[str, list[float] | None]:
+    return {
+        **{f"{axis}_saved": _list(pair.saved_interval(axis, by)) for axis in AXES},
+        "final_loss": _list(pair.difference_interval(lambda seed: seed.final, by)),
+        **{f"loss_at_equal_{axis}": _list(pair.equal_interval(axis, by)) for axis in AXES},
+    }
+
+
+def _why(pair: Pair) -> dict[str, str]:
+    """The reasons of what is null."""
+    saved = {f"{axis}_saved": no_saving(pair, axis) for axis in AXES if pair.saved(axis) is None}
+    return saved | {f"equal_{axis}": no_loss(pair, axis) for axis in AXES if pair.equal(axis) is None}
 
 
 def _split(pair: Pair, kind: str) -> Mapping[str, float | None]:

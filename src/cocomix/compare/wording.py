@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from cocomix.compare.pairs import Interval, Losses, Pair
+from cocomix.compare.curves import Axis
+from cocomix.compare.intervals import COVERAGE, Interval, student_t
+from cocomix.compare.pairs import Losses, Pair, SeedPair
 
 LEVEL = 0.0005
 """Losses nearer than this (nats a token) are called level."""
@@ -114,16 +116,49 @@ def _costs(pair: Pair, tokens: float, of_flops: float | None, of_seconds: float 
     return ", ".join(words[:-1]) + " and " + words[-1] + counted
 
 
+def no_saving(pair: Pair, axis: Axis) -> str:
+    """Why there is no share saved on ``axis``."""
+    if pair.reached == 0:
+        return "never reached"
+    if pair.reached < len(pair.by_seed):
+        return f"reached by {pair.reached} of {len(pair.by_seed)} seeds"
+    return "not known"
+
+
+def no_loss(pair: Pair, axis: Axis) -> str:
+    """Why there are no losses at equal cost on ``axis``."""
+    return "out of range" if pair.known(axis) else "not known"
+
+
+def few_seeds(number: int) -> str | None:
+    """What a bootstrap over ``number`` seeds is worth, where that is not what it says."""
+    if number not in COVERAGE:
+        return None
+    return (
+        f"A 95 % bootstrap over {number} seeds holds the truth in about {share(COVERAGE[number]).replace('.0', '')} of "
+        "cases, not in 95 %"
+    )
+
+
 def _certainty(pair: Pair) -> str:
     number = len(pair.by_seed)
     if number == 1:
         return "One seed: no interval."
-    bounds = pair.difference_interval(lambda seed: seed.equal["tokens"] or seed.final)
+
+    def compared(seed: SeedPair) -> Losses | None:
+        return seed.equal["tokens"] or seed.final
+
+    bounds = pair.difference_interval(compared)
     saved = pair.saved_interval("tokens")
     words = [f"tokens saved {interval(saved)}"] if saved else []
     if bounds:
         words.append(f"loss difference {bounds[0]:+.3f} to {bounds[1]:+.3f} nats")
     sentence = f"95 % interval over {number} seeds: {', '.join(words)}." if words else f"{number} seeds."
-    if bounds and bounds[0] <= 0 <= bounds[1]:
+    wide = pair.difference_interval(compared, student_t)
+    holds_zero = bounds is not None and bounds[0] <= 0 <= bounds[1]
+    if bounds and wide and (few := few_seeds(number)):
+        sentence += f" {few}: by Student's t the loss difference is {wide[0]:+.3f} to {wide[1]:+.3f}."
+        holds_zero |= wide[0] <= 0 <= wide[1]
+    if holds_zero:
         sentence += " It holds zero: these seeds do not tell the two apart."
     return sentence

@@ -26,6 +26,8 @@ def find_tasks(settings: EvalSettings) -> list[Asked]:
 
     Raises :class:`UserError` for a name that nobody knows, and data that is not here.
     """
+    if settings.include is not None and not Path(settings.include).is_dir():
+        raise UserError(f"include={settings.include} is no folder: give one with task definitions (*.yaml) of lm-eval")
     found: dict[str, Asked] = {}
     for name in settings.tasks or []:
         plain = ALIASES.get(name, name)
@@ -103,7 +105,7 @@ def run_benchmarks(settings: EvalSettings) -> dict[str, Any]:
                 "cut": outcome.cut,
                 "context": longest,
                 "seconds": round(time.monotonic() - start, 1),
-                "source": task.source,
+                "source": about["source"],
                 "model": fingerprint,
                 "key": key,
             }

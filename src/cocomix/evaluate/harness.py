@@ -14,7 +14,6 @@ from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from importlib.metadata import version
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from cocomix.data.hub import UNREACHABLE
@@ -100,8 +99,6 @@ def harness_tasks(name: str, limit: int | None, include: str | None) -> list[Har
             f"tasks={name} is none of {', '.join(TASKS)}; all others come with lm-eval, which is not installed: "
             "pip install 'cocomix[eval]'"
         )
-    if include is not None and not Path(include).is_dir():
-        raise UserError(f"include={include} is no folder: give one with task definitions (*.yaml) of lm-eval")
     plain = name.removeprefix(PREFIX)
     with quiet_harness():
         manager = _index(plain, include)

@@ -16,6 +16,7 @@ from cocomix.files import atomic_path, write_json, write_text
 from cocomix.report.figure import Plot, method_colours
 from cocomix.report.plots import plots
 from cocomix.report.sections import SaeCheck, Sections, Steering
+from cocomix.report.tables import FORMATS, tables
 
 TEMPLATES = Path(__file__).parent / "templates"
 MARKS = {"\n": "↵", "\r": "", "\t": "⇥"}
@@ -23,13 +24,14 @@ MARKS = {"\n": "↵", "\r": "", "\t": "⇥"}
 NO_BREAK = "\u00a0"
 
 
-def write_comparison(comparison: Comparison, out: Path | str) -> Path:
-    """Writes ``index.html``, ``summary.json`` and ``plots/*.svg|png`` into ``out``; returns the page's path.
+def write_comparison(comparison: Comparison, out: Path | str, reload: int | float | None = None) -> Path:
+    """Writes ``index.html``, ``summary.json``, ``table.tex|md|csv`` and ``plots/*.svg|png`` into ``out``; returns the
+    page's path.
 
-    Each file is written whole or not at all, the page last. Raises :class:`UserError` where ``out`` cannot be
-    written.
+    A browser loads the page anew every ``reload`` seconds; None: never. Each file is written whole or not at all, the
+    page last. Raises :class:`UserError` where ``out`` cannot be written.
     """
-    return _write(Path(out), comparison, Sections())
+    return _write(Path(out), comparison, Sections(), reload)
 
 
 def write_quickstart(out: Path | str, comparison: Comparison, sections: Sections) -> Path:
@@ -43,19 +45,21 @@ def write_quickstart(out: Path | str, comparison: Comparison, sections: Sections
     return _write(Path(out), comparison, sections)
 
 
-def _write(out: Path, comparison: Comparison, sections: Sections) -> Path:
+def _write(out: Path, comparison: Comparison, sections: Sections, reload: int | float | None = None) -> Path:
     figures = plots(comparison)
     for plot in figures:
         write_text(out / "plots" / f"{plot.name}.svg", plot.svg)
         with atomic_path(out / "plots" / f"{plot.name}.png") as temporary:
             temporary.write_bytes(plot.png)
     write_json(out / "summary.json", summary(comparison))
+    for name, text_of in FORMATS.values():
+        write_text(out / name, text_of(comparison))
     page = out / "index.html"
-    write_text(page, render(comparison, figures, sections))
+    write_text(page, render(comparison, figures, sections, reload))
     return page
 
 
-def render(comparison: Comparison, figures: list[Plot], sections: Sections) -> str:
+def render(comparison: Comparison, figures: list[Plot], sections: Sections, reload: int | float | None = None) -> str:
     """The page as text."""
     intro = sections.get("intro")
     data = comparison.entries[0].run.manifest.data
@@ -67,6 +71,9 @@ def render(comparison: Comparison, figures: list[Plot], sections: Sections) -> s
         plots={plot.name: plot for plot in figures},
         data=data,
         evaluation=evaluation,
+        tables={table.name: table for table in tables(comparison)},
+        reload=None if reload is None else max(1, round(reload)),
+        few_seeds=wording.few_seeds,
         health=_health(sections.get("sae")),
         steering=_listed(sections.get("steering")),
         sections={name: sections.get(name) for name in Sections.__annotations__},
@@ -98,6 +105,7 @@ def _templates() -> jinja2.Environment:
         "marks": _marks,
         "visible": _visible,
         "unbroken": lambda text: text.replace(" %", NO_BREAK + "%"),
+        "minus": lambda text: text.replace("-", "−"),
         "signed": lambda value: f"{value:+.3f}".replace("-", "−"),
     }
     environment.globals |= {

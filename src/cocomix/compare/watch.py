@@ -1,0 +1,109 @@
+"""Runs that are still running, looked at again and again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cocomix.compare.runs import Run, load_run
+from cocomix.errors import UserError
+from cocomix.progress import say
+from cocomix.stopping import StopRequest
+
+QUIET_SECONDS = 300.0
+"""A run that has written nothing for so long is called quiet: it may have been stopped or killed."""
+SLICE_SECONDS = 0.2
+
+
+def run_folders(folders: Sequence[str]) -> list[Path]:
+    """The run folders that ``folders`` mean: themselves, or all runs in a folder of runs, by name.
+
+    An earlier comparison's folder, which ``runs/*`` matches too, is passed over, and said. What is neither a run nor
+    holds one is returned as it is: reading it tells the mistake.
+    """
+    found: list[Path] = []
+    for folder in map(Path, folders):
+        if (folder / "run.json").is_file():
+            found.append(folder)
+        elif (folder / "summary.json").is_file():
+            say(f"{folder} holds an earlier comparison, no run: passed over")
+        else:
+            found += _runs_in(folder) or [folder]
+    return found
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    return sorted(file.parent for file in folder.glob("*/run.json"))
+
+
+def is_over(folders: Sequence[str], runs: Sequence[Run]) -> bool:
+    """Whether nothing will come any more: all runs are finished, and so are the sweeps whose folders were given.
+
+    A folder of runs may get further ones until its sweep has written its ``sweep.json``.
+    """
+    growing = [Path(f) for f in folders if not (Path(f) / "run.json").is_file() and _runs_in(Path(f))]
+    return all(run.manifest.finished for run in runs) and all(any(f.glob("sweep*.json")) for f in growing)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is seen of the runs at one time."""
+
+    runs: list[Run]
+    news: bool
+    """Whether an evaluation, a benchmark, an end or a run has come since the look before."""
+    last: bool
+    """Whether no other look follows."""
+
+
+def watch(folders: Sequence[str], seconds: int | float, show: Callable[[Look], None]) -> Look:
+    """Calls ``show`` with a look at the runs now and then every ``seconds``, until all are finished or a signal asks to
+    stop (Ctrl-C); then once more with ``last`` set, and returns that look.
+
+    Raises :class:`UserError` as reading and comparing the runs does.
+    """
+    if seconds < 1:
+        raise UserError(f"--watch {seconds:g}: looks are a second apart at least, give 1 or more")
+    before: object = None
+    with StopRequest() as stop:
+        while True:
+            runs = [load_run(folder) for folder in run_folders(folders)]
+            over = is_over(folders, runs) or stop.requested
+            now = [(run.folder, run.manifest, run.evaluations, run.benchmarks) for run in runs]
+            look = Look(runs, now != before, over)
+            show(look)
+            if look.last:
+                return look
+            before = now
+            _wait(seconds, stop)
+
+
+def _wait(seconds: int | float, stop: StopRequest) -> None:
+    end = time.monotonic() + seconds
+    # In slices: Python goes on sleeping after a signal's handler has run.
+    while not stop.requested and (left := end - time.monotonic()) > 0:
+        time.sleep(min(SLICE_SECONDS, left))
+
+
+def state(run: Run) -> str:
+    """``finished``, or how far the run is, and how long it has been quiet."""
+    if run.manifest.finished:
+        return "finished"
+    if run.progress is None:
+        return "starting"
+    words = f"step {run.progress.step:,}"
+    if run.manifest.steps:
+        words = f"{min(run.progress.step / run.manifest.steps, 1):.0%}"
+    quiet = _quiet(run)
+    return words if quiet is None else f"{words}, quiet for {quiet:.0f} min"
+
+
+def _quiet(run: Run) -> float | None:
+    """Minutes since the run last wrote a line, where they are many."""
+    try:
+        age = time.time() - (run.folder / "metrics.jsonl").stat().st_mtime
+    except OSError:
+        return None
+    return age / 60 if age > QUIET_SECONDS else None
