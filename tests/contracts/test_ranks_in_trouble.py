@@ -173,8 +173,8 @@ def test_a_verb_of_one_process_is_refused_under_torchrun(place: Path):
     done = values(on_ranks(2, call, ["eval", "run"]))
     assert [code for code, _, _ in done] == [2, 2]
     assert done[0][2] == (
-        "error: 'cocomix eval' runs in one process, not under torchrun: only data prepare, sae train, concepts extract, "
-        "concepts probabilities and train share work\n"
+        "error: 'cocomix eval' runs in one process, not under torchrun: only data prepare, sae train, concepts extract,"
+        " concepts probabilities and train share work\n"
     )
 
 
