@@ -43,6 +43,9 @@ class Recipe(Protocol):
     def tell(self, maker: Any, extraction: Extraction, tokens: int) -> dict[str, Any]:
         """The manifest's parts that only this kind has; keys of the identity are added to."""
 
+    def measure(self, made: Any) -> dict[str, Any]:
+        """Statistics that can only be told of the finished cache."""
+
 
 class Begun(NamedTuple):
     """What rank 0 finds before any model is loaded."""
@@ -144,8 +147,7 @@ def _finish(
     }
     for key, told in recipe.tell(maker, extraction, tokens).items():
         manifest[key] = {**manifest.get(key, {}), **told} if isinstance(told, dict) else told
-    if hasattr(recipe, "measure"):
-        manifest["statistics"] = recipe.measure(recipe.cache.of(folder, dataset, manifest))
+    manifest["statistics"] = manifest.get("statistics", {}) | recipe.measure(recipe.cache.of(folder, dataset, manifest))
     with explained(folder):
         if (folder / UNITS).is_dir():
             shutil.rmtree(folder / UNITS)
@@ -187,6 +189,9 @@ class _Labels:
             },
         }
 
+    def measure(self, made: Labels) -> dict[str, Any]:
+        return {}
+
 
 class _Probabilities:
     """A teacher's probabilities."""
@@ -214,7 +219,6 @@ class _Probabilities:
         }
 
     def measure(self, made: Probabilities) -> dict[str, Any]:
-        """What can only be said of the whole."""
         return {"mass": made.mass()}
 
 

@@ -6,10 +6,9 @@ Parallelism, compilation and steering are put on from outside; this file reads f
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,8 +26,6 @@ from transformers.utils import ModelOutput
 
 from cocomix.model.adapters import (
     CACHE_ARGUMENT,
-    Arguments,
-    KeysValues,
     adapter_for,
     check_positions,
     interleave,
@@ -37,6 +34,7 @@ from cocomix.model.adapters import (
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.masks import Past, memory_mask, positions_of, stream_mask
 from cocomix.model.mixers import ConceptMixer, HiddenMixer, Mixed, PauseMixer
+from cocomix.model.streams import MemoryKeys, Stream
 from cocomix.ops.activations import fuse_activations
 from cocomix.ops.distill import Losses, distilled_nll, divergence
 from cocomix.ops.heads import is_plain_linear, linear_nll
@@ -403,32 +401,6 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             memory = MemoryKeys(partial(self.adapter.keys_values, block, hidden, arguments), cache)
             states = self.adapter.run_block(block, states, masks[kind], memory, arguments)
         return states
-
-
-class Stream(NamedTuple):
-    """What the blocks that a stream runs through want besides its states, by kind of layer."""
-
-    masks: dict[str, Any]
-    arguments: dict[str, Arguments]
-
-
-class MemoryKeys:
-    """Stands where a block expects a cache: lays the memory's keys and values before the block's own, token by
-    token, and hands both to the real cache if there is one (which then holds two entries a token, as with slots).
-    They are made when the block asks, so inside its forward pass: where its weights are sharded, they are here then.
-    """
-
-    def __init__(self, memory: Callable[[], KeysValues], cache: Any) -> None:
-        self._memory = memory
-        self._cache = cache
-
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> KeysValues:
-        memory_keys, memory_values = self._memory()
-        keys = interleave(memory_keys, keys, dim=2)
-        values = interleave(memory_values, values, dim=2)
-        if self._cache is None:
-            return keys, values
-        return self._cache.update(keys, values, layer_idx, *args, **kwargs)
 
 
 AutoConfig.register("cocomix", CoCoMixConfig)
