@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cocomix.data.batches import Batch
 from cocomix.model.mixers import NO_LABEL
-from cocomix.model.modeling import CoCoMixOutput
+from cocomix.model.output import CoCoMixOutput
 
 
 class ConceptLoss:

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from cocomix.data.batches import Batch
-from cocomix.model.modeling import IGNORED, CoCoMixOutput
+from cocomix.model.modeling import IGNORED
+from cocomix.model.output import CoCoMixOutput
 
 
 class NextTokenLoss:

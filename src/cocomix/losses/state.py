@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cocomix.data.batches import Batch
-from cocomix.model.modeling import CoCoMixOutput
+from cocomix.model.output import CoCoMixOutput
 
 
 class _StateLoss:

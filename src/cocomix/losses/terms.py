@@ -18,7 +18,7 @@ from cocomix.losses.distill import DistillLoss
 from cocomix.losses.ntp import NextTokenLoss
 from cocomix.losses.state import StateCosine, StateL1, StateL2
 from cocomix.losses.z import ZLoss
-from cocomix.model.modeling import CoCoMixOutput
+from cocomix.model.output import CoCoMixOutput
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cocomix.data.batches import Batch
 from cocomix.losses.ntp import count_targets
-from cocomix.model.modeling import CoCoMixOutput
+from cocomix.model.output import CoCoMixOutput
 
 
 class ZLoss:
