@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from cocomix.allocator import keep_freed_memory
 from cocomix.model.costs import count_flops
 from cocomix.model.modeling import CoCoMixForCausalLM
 from common import (
@@ -68,6 +69,7 @@ def main() -> int:
     options.add_argument("--json", type=Path)
     options.add_argument("--tiny", action="store_true", help="seconds instead of minutes: does it run?")
     given = options.parse_args()
+    keep_freed_memory()  # as cocomix train does; here for all alike
     sizes, prompt, new = (TINY, 8, 8) if given.tiny else (Sizes(), given.prompt, given.new)
     side = 256 if given.tiny else 8192 if given.device.startswith("cuda") else 2048
     kind = torch.bfloat16 if given.bf16 else torch.float32

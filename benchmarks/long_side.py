@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from cocomix.allocator import keep_freed_memory
 from cocomix.config import load_settings
 from cocomix.train.budget import Budget
 from cocomix.train.loop import fit
@@ -18,6 +19,7 @@ from sides import given_sizes, memory, serve
 
 def main() -> None:
     """Serves; arguments: the folder with the data, and sizes of which ``batch`` is the steps of a part."""
+    keep_freed_memory()  # as cocomix train does
     folder, sizes = Path(sys.argv[1]), given_sizes(sys.argv[2])
     steps = sizes.batch
     words = ["tiny/cocomix", f"data.path={folder / 'made/data'}", "data.labels=concepts", f"run={folder / 'long'}"]

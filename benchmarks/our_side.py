@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from cocomix.allocator import keep_freed_memory
 from cocomix.concepts.attribution import label_windows
 from cocomix.concepts.costs import label_flops
 from cocomix.concepts.sae import SparseAutoencoder, TopK, Weights
@@ -103,6 +104,7 @@ class Ours:
 
 def main() -> None:
     """Serves; the sizes are the one argument."""
+    keep_freed_memory()  # as cocomix train and concepts extract do
     ours = Ours(given_sizes(sys.argv[1]))
 
     def labels() -> None:

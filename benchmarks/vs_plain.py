@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from cocomix.allocator import keep_freed_memory
 from cocomix.model.costs import count_flops
 from common import (
     machine,
@@ -62,6 +63,7 @@ def main() -> int:
     given = options.parse_args()
     sizes = TINY if given.tiny else Sizes()
     tokens = min(given.tokens, sizes.context)
+    keep_freed_memory()  # as cocomix train does; here for all alike
     torch.set_num_threads(given.threads)
 
     steps: dict[str, Callable[[], float]] = {}

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from cocomix.allocator import keep_freed_memory
 from cocomix.concepts.cache import FORMAT, UNFINISHED, Kind, TeacherCache
 from cocomix.concepts.coverage import Coverage
 from cocomix.concepts.extraction import Extraction, Maker
@@ -86,6 +87,7 @@ def _fill(settings: AnySettings, recipe: Recipe) -> dict[str, Any]:
     begun = world.once(lambda: _begin(settings, recipe))
     if begun.manifest is not None:
         return begun.manifest
+    keep_freed_memory()
     window, coverage = begun.identity["window"], _coverage(settings)
     with world.together():
         dataset = Dataset.open(settings.data)

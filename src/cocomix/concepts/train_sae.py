@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from cocomix.allocator import keep_freed_memory
 from cocomix.concepts.activations import ActivationBatches
 from cocomix.concepts.costs import activation_flops, sae_step_flops
 from cocomix.concepts.load_sae import load_sae
@@ -45,6 +46,7 @@ def train_sae(settings: SaeTrainSettings) -> dict[str, Any]:
     :class:`UserError` when settings do not fit or ``out`` holds another training, :class:`Stopped` after a checkpoint
     when a signal asked any rank to stop.
     """
+    keep_freed_memory()
     helper = ActivationHelper(lambda: _batches(settings, Dataset.open(settings.data)))
     return led(lambda crew: _train(settings, crew), helper)
 

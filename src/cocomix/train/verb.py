@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cocomix.allocator import keep_freed_memory
 from cocomix.dist.world import joined
 from cocomix.errors import UserError
 from cocomix.files import read_json
@@ -24,6 +25,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     :class:`cocomix.stopping.Stopped` after a checkpoint when a signal asked any rank to stop, and
     :class:`cocomix.dist.world.RankLost` when a rank died or hangs.
     """
+    keep_freed_memory()
     with joined(settings.dist.timeout) as world, world.watching():
         run = Run(settings, world)
         run.resume()
