@@ -32,6 +32,7 @@ from cocomix.progress import say
 from cocomix.stopping import EXIT_STOPPED, Stopped
 from cocomix.sweep.settings import SweepSettings
 from cocomix.sweep.sweep import run_sweep
+from study_measure import measure_concepts, measure_sources
 
 METHODS: dict[str, dict[str, Any]] = {
     "ntp": {"recipe": "tiny/ntp"},
@@ -43,6 +44,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 RATES = (1e-3, 2e-3, 4e-3)
 BLOCK = 2
+SHIFTED = ("cocomix", "cocomix_add")
+"""Methods that learn from the shifted teacher too."""
 STAGES = ("data", "teacher", "search", "main", "short", "shift", "times", "report")
 
 
@@ -249,7 +252,7 @@ def shift(plan: Plan, source: Path, without: list[str], rate: dict[str, float]) 
     )
     train_teacher(plan, data, "teacher-shifted")
     rows = {}
-    for method in ("cocomix", "cocomix_add"):
+    for method in SHIFTED:
         rows[f"{method}_shifted"] = row(plan, method, rate[method], labels="shifted", method=f"{method}_shifted")
     sweep(plan, "short", rows, plan.short)
 
@@ -329,7 +332,7 @@ def main() -> int:
         "short": lambda: sweep(plan, "short", short_rows(plan, rate), plan.short),
         "shift": lambda: shift(plan, given.source, given.without.split(","), rate),
         "times": lambda: times(plan, rate),
-        "report": lambda: report(plan),
+        "report": lambda: report(plan, given.source, given.without.split(",")),
     }
     try:
         for stage in given.stage or STAGES:
@@ -341,16 +344,34 @@ def main() -> int:
     return 0
 
 
-def report(plan: Plan) -> None:
-    """The comparisons of both budgets, with their pages."""
+def report(plan: Plan, source: Path, without: list[str]) -> None:
+    """The comparisons of both budgets with their pages, and ``study.json``."""
     from cocomix.compare.comparison import compare
     from cocomix.compare.runs import load_run
     from cocomix.report.page import write_comparison
 
-    for name in ("main", "short"):
-        folders = sorted(path.parent for path in (plan.folder / name).glob("*/run.json"))
-        found = compare([load_run(folder) for folder in folders], baseline="ntp")
+    folders = {
+        name: sorted(path.parent for path in (plan.folder / name).glob("*/run.json")) for name in ("main", "short")
+    }
+    sharing = sum(METHODS[load_run(run).method].keys() > {"recipe"} for run in folders["main"])
+    for name, runs in folders.items():
+        found = compare([load_run(run) for run in runs], baseline="ntp", upstream_shared_by=max(1, sharing))
         write_comparison(found, plan.folder / "report" / name)
+    shifted = [run for run in folders["short"] if run.name.removesuffix("-s0").removesuffix("_shifted") in SHIFTED]
+    shifted += [run for run in folders["short"] if run.name == "ntp-s0"]
+    splits = read_json(plan.data / "dataset.json", "a dataset")["splits"]
+    known = {
+        "plan": {**vars(plan), "folder": plan.folder.name, "step_tokens": plan.step_tokens},
+        "data": {"train_tokens": sum(shard["tokens"] for shard in splits["train"]["shards"])},
+        "teacher_loss": last_loss(plan.folder / "teacher"),
+        "sae": read_json(plan.folder / "teacher-sae" / "check.json", "a check"),
+        "search": read_json(plan.folder / "search.json", "a search"),
+        "times": read_json(plan.folder / "times.json", "times"),
+        "upstream_shared_by": max(1, sharing),
+        "concepts": measure_concepts([*folders["main"], *folders["short"]], plan.data),
+        "sources": measure_sources(shifted, source, plan.data, {" and ".join(without): set(without)}),
+    }
+    write_json(plan.folder / "study.json", known)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ CASES = [
 STATIC = [
     (family, form, attention)
     for family, form, attention in CASES
-    if form in FEW and (attention == "sdpa" or family in ("gpt2", "llama", "gemma3_text"))
+    if (form in FEW or "slot_every" in form) and (attention == "sdpa" or family in ("gpt2", "llama", "gemma3_text"))
 ]
 PROMPT, LENGTH = 8, 28
 PIECES = [(0, 5), (5, PROMPT), *((i, i + 1) for i in range(PROMPT, LENGTH))]
@@ -34,7 +34,7 @@ PADDED = [0, 3, 7]
 
 
 def case_name(value) -> str:
-    return value if isinstance(value, str) else "-".join(value.values())
+    return value if isinstance(value, str) else "-".join(map(str, value.values()))
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,13 @@ T = 64
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize("form", ["none", "insert", "memory", "add", "only-loss"])
+@pytest.mark.parametrize("form", ["none", "insert", "memory", "add", "only-loss", "every-4"])
 def test_counted_operations_are_those_that_run(family, form):
-    mixer = {"mixer": "none"} if form == "none" else {"mixing": "none" if form == "only-loss" else form}
+    mixer = {
+        "none": {"mixer": "none"},
+        "only-loss": {"mixing": "none"},
+        "every-4": {"mixing": "insert", "slot_every": 4},
+    }.get(form, {"mixing": form})
     model = tiny_model(family, attention="eager", backbone={"initializer_range": 0.02}, **mixer)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
@@ -24,15 +28,16 @@ def test_counted_operations_are_those_that_run(family, form):
     above = 2 if form != "none" else 0
     lower = 4 - above
     one = 4 * 32 * T  # scores and values of one position against T keys
-    upper = {"none": 0, "insert": (2 * 2 * one + 2 * one) / 2, "memory": 2 * one, "add": one, "only-loss": one}[form]
+    upper = {"none": 0, "insert": (2 * 2 * one + 2 * one) / 2, "memory": 2 * one, "every-4": 1.25**2 * one}
     causal = {
         "none": 0,
         "insert": (4 * one * (2 * T + 1) / (4 * T) + one * (T + 1) / T) / 2,
         "memory": one * (T + 1) / T,
+        "every-4": 1.25 * one * (1.25 * T + 1) / (2 * T),
     }.get(form, one * (T + 1) / (2 * T))
     counted = count_flops(model, T)
     gathered = 0 if form in ("none", "only-loss") else 2 * 32 * 5
-    ours = counted.total - gathered + lower * one * (1 - (T + 1) / (2 * T)) + above * (upper - causal)
+    ours = counted.total - gathered + lower * one * (1 - (T + 1) / (2 * T)) + above * (upper.get(form, one) - causal)
     if form == "only-loss":  # embedding_bag runs although its result is not used; the counter does not see it
         assert counted.mixer == 2 * 32 * 40
     assert ours * T == pytest.approx(counter.get_total_flops(), rel=0.01)

@@ -79,6 +79,8 @@ def written_out(config: Any, w: dict[str, Tensor], batch: Batch, weights: dict[s
             losses["state_l2"] = ((guess - state) ** 2).mean()
             lengths = guess.norm(dim=-1) * state.norm(dim=-1)
             losses["state_cosine"] = (1 - (guess * state).sum(-1) / lengths).mean()
+    slots = (torch.arange(T) + 1) % config.slot_every == 0
+    there = torch.stack([torch.ones(T, dtype=torch.bool), slots], 1).flatten()  # the others are no keys
     for i in range(cut, depth):
         if i == cut and config.mixing == "insert":
             base = {"none": 0.0, "copy": hidden, "position": w["backbone.wpe.weight"][:T]}[config.slot_base]
@@ -86,13 +88,15 @@ def written_out(config: Any, w: dict[str, Tensor], batch: Batch, weights: dict[s
         elif i == cut:
             stream = hidden if config.mixing == "none" else hidden + vector
         if config.mixing == "insert":
-            stream = block(w, i, stream, torch.ones(2 * T, 2 * T).tril().bool())
+            stream = block(w, i, stream, torch.ones(2 * T, 2 * T).tril().bool() & there)
         elif config.mixing == "memory":
             stream = block(w, i, stream, torch.cat([causal, causal], 1), memory=hidden)
         else:
             stream = block(w, i, stream, causal)
     if cut < depth:
-        hidden = stream[:, 1::2] if config.mixing == "insert" else stream
+        if config.mixing == "insert":
+            stream = torch.where(slots[:, None], stream[:, 1::2], stream[:, 0::2])
+        hidden = stream
     hidden = F.layer_norm(hidden, (D,), w["backbone.ln_f.weight"], w["backbone.ln_f.bias"])
     log_probs = (hidden @ w["lm_head.weight"].t()).log_softmax(-1)
     counts = batch.targets >= 0
@@ -121,6 +125,8 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
     "cocomix_copy": ({"mixer": "concept", "slot_base": "copy"}, {"ntp": 1.0, "concept": 0.1}),
     "cocomix_add": ({"mixer": "concept", "mixing": "add"}, {"ntp": 1.0, "concept": 0.1}),
     "cocomix_memory": ({"mixer": "concept", "mixing": "memory"}, {"ntp": 1.0, "concept": 0.1}),
+    "cocomix_every_4": ({"mixer": "concept", "slot_every": 4}, {"ntp": 1.0, "concept": 0.1}),
+    "pause_every_2": ({"mixer": "pause", "slot_every": 2, "slot_base": "position"}, {"ntp": 1.0}),
     "concept_alone": ({"mixer": "concept", "mixing": "none"}, {"ntp": 1.0, "concept": 0.1}),
     "mixing_alone": ({"mixer": "concept", "mixing": "insert"}, {"ntp": 1.0}),
     "cocomix_kd": ({"mixer": "concept", "mixing": "add"}, {"ntp": 1.0, "concept": 0.1, "distill": 0.5}),

@@ -20,6 +20,7 @@ class CoCoMixConfig(PreTrainedConfig):
     insert_at: the vector is made from the input of this block (0-based) and enters there.
     slot_base: what an inserted slot starts from besides the vector: nothing (the reference), the learned
         ``position`` embedding of its token, or a ``copy`` of its token's state.
+    slot_every: an inserted slot stands behind every s-th token; the others' next-token logits are read at themselves.
     slot_positions: under rotary embeddings a slot shares its token's position, or positions count tokens and slots.
     num_concepts: C, the size of the concept dictionary. concept_k: how many predicted concepts are mixed.
     state_size: with mixer ``hidden``, width of the teacher's state. state_width: of the layer before the guess.
@@ -36,6 +37,7 @@ class CoCoMixConfig(PreTrainedConfig):
         insert_at: int = 3,
         slot_base: str = "none",
         slot_positions: str = "shared",
+        slot_every: int = 1,
         num_concepts: int = 32768,
         concept_k: int = 32,
         state_size: int = 768,
@@ -51,6 +53,7 @@ class CoCoMixConfig(PreTrainedConfig):
         self.insert_at = insert_at
         self.slot_base = slot_base
         self.slot_positions = slot_positions
+        self.slot_every = slot_every
         self.num_concepts = num_concepts
         self.concept_k = concept_k
         self.state_size = state_size
@@ -103,5 +106,9 @@ class CoCoMixConfig(PreTrainedConfig):
             )
         if self.slot_base != "none" and self.mixing != "insert":
             raise ValueError(f"slot_base={self.slot_base} needs mixing=insert: {self.mixing} has no slots of its own")
+        if self.slot_every < 1:
+            raise ValueError(f"slot_every={self.slot_every} must be 1 or more")
+        if self.slot_every > 1 and self.mixing != "insert":
+            raise ValueError(f"slot_every={self.slot_every} needs mixing=insert: {self.mixing} has no slots of its own")
         if self.mixer == "concept" and not 1 <= self.concept_k <= self.num_concepts:
             raise ValueError(f"concept_k={self.concept_k} must be 1 to num_concepts={self.num_concepts}")

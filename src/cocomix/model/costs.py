@@ -64,6 +64,9 @@ def count_flops(model: CoCoMixForCausalLM, window: int) -> ForwardFlops:
     above = len(products) - cut
     slots_alone = 4 * width * (window + 1) + 4 * d * kv_width
     match config.mixing if above else "none":
+        case "insert" if config.slot_every > 1:  # 1 + 1/s positions a token, all blocks alike
+            positions = 1 + 1 / config.slot_every
+            upper = positions * (sum(products[cut:]) + above * 4 * width * (positions * window + 1) / 2)
         case "insert":  # two positions a token, each of 2T positions sees T + 1/2 on average; the last block as below
             upper = 2 * sum(products[cut:-1]) + (above - 1) * 2 * 4 * width * (2 * window + 1) / 2
             upper += products[-1] + slots_alone

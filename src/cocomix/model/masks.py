@@ -35,27 +35,35 @@ class Past(NamedTuple):
 
 
 def stream_mask(
-    config: Any, kind: str, states: Float[Tensor, "B S D"], padding: Bool[Tensor, "B N"] | None, past: Past, each: int
+    config: Any,
+    kind: str,
+    states: Float[Tensor, "B S D"],
+    padding: Bool[Tensor, "B N"] | None,
+    past: Past,
+    each: int,
+    shown: Bool[Tensor, "B _"] | None = None,
 ) -> Any:
     """A causal stream of ``each`` positions a token behind a past: a query sees the keys up to its own.
 
-    ``padding`` [B, past + T] marks the tokens that are real. None comes back where the kernel's own causal flag
-    is enough.
+    ``padding`` [B, past + T] marks the tokens that are real, ``shown`` instead the keys that are. None comes back where
+    the kernel's own causal flag is enough.
     """
     keys, window = each * past.keys(states.shape[1] // each), _window(config, kind)
     first = each * past.tokens
+    if shown is None and padding is not None:
+        shown = padding.repeat_interleave(each, dim=1)
     if window is None or window * each >= keys:
-        if _alone(config, states, padding, past) and states.shape[1] > ROWS:
+        if _alone(config, states, shown, past) and states.shape[1] > ROWS:
             return CAUSAL
         # A static cache shows keys that are not there yet: its mask is never left to the kernel's flag.
-        return _mask(config, states, padding, first, keys, each, causal_mask_function, past.room is None)
+        return _mask(config, states, shown, first, keys, causal_mask_function, past.room is None)
     if each > 1:
         _refuse_flash(config, "a sliding window above the insertion, which counts tokens and not slots")
 
     def visible(batch: Any, head: Any, query: Any, key: Any) -> Any:
         return (key <= query) & (key // each > query // each - window)
 
-    return _mask(config, states, padding, first, keys, each, visible, False)
+    return _mask(config, states, shown, first, keys, visible, False)
 
 
 def memory_mask(
@@ -74,7 +82,8 @@ def memory_mask(
         up_to_own = key < 2 * (query + 1)
         return up_to_own if window is None else up_to_own & (key // 2 > query - window)
 
-    return _mask(config, states, padding, past.tokens, 2 * past.keys(states.shape[1]), 2, visible, False)
+    shown = None if padding is None else padding.repeat_interleave(2, dim=1)
+    return _mask(config, states, shown, past.tokens, 2 * past.keys(states.shape[1]), visible, False)
 
 
 def _alone(config: Any, states: Tensor, padding: Tensor | None, past: Past) -> bool:
@@ -99,15 +108,12 @@ def _refuse_flash(config: Any, what: str) -> None:
 def _mask(
     config: Any,
     states: Tensor,
-    padding: Tensor | None,
+    shown: Tensor | None,
     first_query: Any,
     keys: int,
-    keys_per_token: int,
     visible: Visible,
     may_skip: bool,
 ) -> Any:
-    if padding is not None and keys_per_token > 1:
-        padding = padding.repeat_interleave(keys_per_token, dim=1)
     make = ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation]
     return make(
         batch_size=states.shape[0],
@@ -116,7 +122,7 @@ def _mask(
         q_offset=first_query,
         kv_offset=0,
         mask_function=visible,
-        attention_mask=padding,
+        attention_mask=shown,
         allow_is_causal_skip=may_skip,
         dtype=states.dtype,
         device=states.device,

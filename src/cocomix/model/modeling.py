@@ -33,6 +33,7 @@ from cocomix.model.config import CoCoMixConfig
 from cocomix.model.masks import Past, memory_mask, positions_of, stream_mask
 from cocomix.model.mixers import ConceptMixer, HiddenMixer, Mixed, PauseMixer
 from cocomix.model.output import CoCoMixOutput
+from cocomix.model.slots import close, slot_marks, with_slots
 from cocomix.model.streams import MemoryKeys, Stream
 from cocomix.ops.activations import fuse_activations
 from cocomix.ops.distill import Losses, distilled_nll, divergence
@@ -292,10 +293,11 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         padding: Bool[Tensor, "B N"] | None,
         past: Past,
         each: int,
+        shown: Bool[Tensor, "B _"] | None = None,
     ) -> Stream:
         text, kinds = self.config.text_config, set(self.kinds)
         return Stream(
-            {kind: stream_mask(text, kind, states, padding, past, each) for kind in kinds},
+            {kind: stream_mask(text, kind, states, padding, past, each, shown) for kind in kinds},
             {kind: self.adapter.block_arguments(self.backbone, states, positions, kind) for kind in kinds},
         )
 
@@ -316,18 +318,31 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         cache: Any,
         past: Past,
     ) -> Float[Tensor, "B T D"]:
-        """(h₁, ĉ₁, …, h_T, ĉ_T) through the upper blocks; the states at the slots come back (paper, section 3)."""
+        """(h₁, ĉ₁, …, h_T, ĉ_T) through the upper blocks; the states at the slots come back (paper, section 3), of
+        tokens without a slot their own."""
         slots = vector
         if self.config.slot_base == "copy":
             slots = slots + hidden
         elif self.config.slot_base == "position":
             assert self.adapter.position_embedding is not None
             slots = slots + self.adapter.position_embedding(self.backbone, positions)
-        states = interleave(hidden, slots, dim=1)
-        if self.config.slot_positions == "shared":
-            doubled = positions.repeat_interleave(2, dim=1)
-        else:
-            doubled = interleave(2 * positions, 2 * positions + 1, dim=1)
+        every, of_tokens, of_slots = self.config.slot_every, positions, positions
+        if self.config.slot_positions == "sequential":
+            of_tokens = positions + positions // every
+            of_slots = of_tokens + 1
+        whole = padding is None and cache is None and not getattr(self.config.text_config, "sliding_window", None)
+        if every > 1 and whole:
+            layout = close(hidden.shape[1], every, hidden.device)
+            states = with_slots(hidden, slots, every, layout.order)
+            stream = self._stream(states, with_slots(of_tokens, of_slots, every, layout.order), None, past, each=1)
+            return self._run(places, states, stream, None)[:, layout.read]
+        states, doubled = interleave(hidden, slots, dim=1), interleave(of_tokens, of_slots, dim=1)
+        if every > 1:
+            new = hidden.shape[1]
+            shown, own = slot_marks(padding, past.tokens, past.keys(new), new, every, hidden.device)
+            stream = self._stream(states, doubled, padding, past, each=2, shown=shown.expand(len(states), -1))
+            states = self._run(places, states, stream, cache)
+            return torch.where(own.unsqueeze(-1), states[:, 1::2], states[:, 0::2])
         stream = self._stream(states, doubled, padding, past, each=2)
         if "flash" in self.config.text_config._attn_implementation:
             return self._run(places, states, stream, cache)[:, 1::2]

@@ -57,6 +57,8 @@ TINY_MIXERS: list[dict[str, Any]] = [
     {"mixer": "concept", "mixing": "add"},
     {"mixer": "pause", "mixing": "insert"},
     {"mixer": "concept", "mixing": "insert", "slot_base": "copy"},
+    {"mixer": "concept", "mixing": "insert", "slot_every": 3},
+    {"mixer": "pause", "mixing": "insert", "slot_every": 2, "slot_base": "copy"},
     {"mixer": "concept", "mixing": "insert", "slot_positions": "sequential"},
     {"mixer": "concept", "mixing": "none"},
     {"mixer": "pause", "mixing": "memory"},

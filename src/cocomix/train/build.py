@@ -52,6 +52,7 @@ def model_config(
             insert_at=settings.insert_at,
             slot_base=settings.slot_base,
             slot_positions=settings.slot_positions,
+            slot_every=settings.slot_every,
             num_concepts=num_concepts or 1,
             concept_k=settings.concept_k,
             state_size=settings.state_size or state_size or 1,

@@ -34,6 +34,7 @@ class ModelSettings(Settings):
     slot_base: Literal["none", "position", "copy"] = Field(
         "none", description="what an inserted slot starts from besides the vector"
     )
+    slot_every: int = Field(1, ge=1, description="an inserted slot behind every so many tokens")
     slot_positions: Literal["shared", "sequential"] = Field(
         "shared", description="rotary position of a slot: its token's, or counted on"
     )

@@ -1,0 +1,102 @@
+"""The study's parts: rates searched, rows that are real recipes, and the page that tells what was found."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def benchmarks_importable():
+    sys.path.insert(0, str(BENCHMARKS))
+    yield
+    sys.path.remove(str(BENCHMARKS))
+
+
+def test_the_search_goes_on_while_the_best_rate_lies_at_an_edge():
+    from study import beyond
+
+    assert beyond({1e-3: 5.0, 2e-3: 4.0, 4e-3: 4.5}) == set()
+    assert beyond({1e-3: 4.0, 2e-3: 4.1, 4e-3: 4.5}) == {5e-4}
+    assert beyond({1e-3: 5.0, 2e-3: 4.0, 4e-3: 3.9}) == {8e-3}
+    assert beyond({1e-3 * 2**i: 5.0 - i for i in range(6)}) == set(), "six are enough"
+
+
+def test_every_row_is_a_training_with_settings_that_exist(tmp_path):
+    from cocomix.config import load_settings
+    from cocomix.train.settings import TrainSettings
+    from study import METHODS, Plan, short_rows
+
+    plan = Plan(tmp_path)
+    rows = short_rows(plan, dict.fromkeys(METHODS, 2e-3))
+    assert {"ntp", "kd", "pause", "cocomix", "cocomix_add", "cocomix_memory"} < rows.keys()
+    for name, row in rows.items():
+        words = [f"{key}={value}" for key, value in row["set"].items()]
+        words += [f"data.{cache}={row[cache]}" for cache in ("labels", "probabilities") if row.get(cache)]
+        settings = load_settings(TrainSettings, [*row["recipe"], *words, "data.path=data", f"run={tmp_path / name}"])
+        assert settings.method == name
+        assert settings.optimizer.lr == 2e-3
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A finished study with made-up curves: add is better than ntp in every seed, pause worse."""
+    from cocomix.files import write_json
+    from cocomix.testing.run_folders import MadeUpRun
+
+    teacher = {"label_flops_per_token": 1e6, "label_seconds_per_token": 1e-5}
+    upstream = {"teacher": {"flops": 4e11, "seconds": 5.0}, "sae": {"flops": 4e10, "seconds": 1.0}}
+    made = {"ntp": (0.0, {}), "cocomix_add": (-0.2, {**teacher, "upstream": upstream}), "pause": (0.3, {})}
+    for stage, seeds in (("main", (0, 1, 2)), ("short", (0,))):
+        for method, (shift, more) in made.items():
+            for seed in seeds:
+                losses = [loss + shift + 0.002 * seed * shift for loss in (5.0, 4.6, 4.4, 4.3)]
+                MadeUpRun(method=method, seed=seed, losses=losses, **more).write(
+                    tmp_path / "study" / stage / f"{method}-s{seed}"
+                )
+    quality = {"loss": 4.0, "marginal_loss": 5.5, "recall": 0.5, "marginal_recall": 0.2, "labels": 100}
+    plan = {"vocabulary": 300, "teacher": 8e6, "latents": 64, "k": 8, "window": 64, "step_tokens": 512}
+    plan |= {"matched_width": 132, "tokens": 1e6, "short": 1e6, "search": 1e5, "seeds": [0, 1, 2]}
+    known = {
+        "plan": plan,
+        "data": {"train_tokens": 5e6},
+        "teacher_loss": 3.5,
+        "sae": {"fvu": 0.05, "cross_entropy": {"recovered": 0.98}},
+        "search": {"chosen": {"ntp": 2e-3}, "losses": {"ntp": {"0.001": 5.1, "0.002": 5.0, "0.004": 5.2}}},
+        "times": {"seconds_a_step": {"ntp": 0.1, "cocomix_add": 0.12, "pause": 0.15}},
+        "upstream_shared_by": 3,
+        "concepts": {"cocomix_add-s0": quality},
+        "sources": {"ntp-s0": {"unseen": 4.5, "rest": 4.2}},
+    }
+    write_json(tmp_path / "study" / "study.json", known)
+    return tmp_path / "study"
+
+
+def test_the_page_tells_numbers_intervals_and_verdicts(folder, tmp_path):
+    from study_report import main
+
+    remarks = tmp_path / "remarks.md"
+    remarks.write_text("## Remarks\n\nRead with care.\n")
+    assert main([str(folder), "--out", str(tmp_path / "docs/results.md"), "--remarks", str(remarks)]) == 0
+    page = (tmp_path / "docs/results.md").read_text()
+    assert "| cocomix_add |" in page
+    assert "-0.200 [-0.201, -0.200]" in page
+    assert "| `add` beats next-token prediction | yes (-0.200) |" in page
+    assert "not reached (0 of 3 seeds)" in page
+    assert page.rstrip().endswith("Read with care.")
+    assert json.loads((tmp_path / "docs/results.json").read_text())["teacher_loss"] == 3.5
+    for axis in ("tokens", "flops"):
+        assert (tmp_path / f"docs/images/results-{axis}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_seconds_are_steps_times_the_time_measured_in_turn(folder):
+    from cocomix.compare.runs import load_run
+    from study_report import timed
+
+    run = timed(load_run(folder / "main" / "pause-s0"), {"seconds_a_step": {"pause": 0.15}})
+    assert [e.seconds for e in run.evaluations] == [e.step * 0.15 for e in run.evaluations]
