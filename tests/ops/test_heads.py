@@ -141,3 +141,18 @@ def test_no_tokens_have_no_loss_and_gradients_of_zero():
     nll.backward()
     assert float(nll) == 0
     assert torch.equal(weight.grad, torch.zeros(50, 4))
+
+
+@pytest.mark.parametrize("level", [-300.0, -70.0, 0.0, 70.0, 300.0])
+def test_logits_far_from_zero_lose_nothing(level):
+    torch.manual_seed(0)
+    x = torch.randn(5, 4, requires_grad=True)
+    weight = torch.randn(11, 4, requires_grad=True)
+    shift = torch.full((11,), level, requires_grad=True)
+    labels = torch.randint(0, 11, (5, 1))
+    wanted = F.cross_entropy(F.linear(x, weight, shift), labels[:, 0], reduction="sum")
+    found = linear_nll(x, weight, labels, shift)
+    scale = 1 + abs(level)  # a logit of 300 has this many times less of float32's digits behind the point
+    close(found, wanted.detach(), torch.float32, scale)
+    for a, b in zip(torch.autograd.grad(found, (x, weight)), torch.autograd.grad(wanted, (x, weight)), strict=True):
+        close(a, b, torch.float32, scale)

@@ -30,9 +30,9 @@ ALIGNED = 64
 ENTRIES_AT_ONCE = 1 << 19
 """Logits between passes of the softmax over one chunk, so that they stay in a CPU's cache."""
 
-HARMLESS = 60.0
-"""A token whose largest logit is no further from zero needs no shift before exponentials: their sum and its products
-stay in float32's range, e^88, and lose nothing (a pass over all logits less on a CPU, where looking costs nothing)."""
+HARMLESS = (math.exp(-60.0), math.exp(60.0))
+"""Sums of exponentials between these need no shift by the largest logit: they and their products stay in float32's
+range, e^±88, and lose nothing. On a CPU it is tried without first: two passes over all logits less."""
 
 ROWS_AT_ONCE = 1 << 20
 """Numbers of scaled rows between a product and its sum into a gradient (4 MB in float32)."""
@@ -157,11 +157,14 @@ def _loss_and_gradients(
         here = labels[part].t()
         meant = here >= 0
         here, count = here.clamp(min=0), meant.sum(0)
-        largest = kept[-1][0][:, 0].to(total) if k else logits.amax(0)
         chosen = logits.gather(0, here)
-        if not logits.is_cuda and float(largest.abs().amax()) < HARMLESS:
-            largest = largest.new_zeros(())
-        sums = exponentials(logits, largest)  # in place of the logits: from here on they are gone
+        largest = logits.new_zeros(())
+        if logits.is_cuda or not _harmless(sums := exponentials(logits, largest)):
+            if not logits.is_cuda:  # the exponentials stand in the logits' place
+                torch.mm(rows, own[part].t(), out=logits) if total == product else logits.copy_(rows @ own[part].t())
+                logits += 0 if shift is None else shift
+            largest = logits.amax(0)
+            sums = exponentials(logits, largest)
         nll += ((sums.log() + largest - chosen) * meant).sum()
         if not any(wants):
             continue
@@ -195,6 +198,10 @@ def chunks(x: Float[Tensor, "N D"], rows: Float[Tensor, "V D"]) -> Iterator[tupl
         part = x[first : first + size]
         logits = room if len(part) == size else x.new_empty(len(rows), len(part))
         yield slice(first, first + size), torch.mm(rows, part.t(), out=logits)
+
+
+def _harmless(sums: Float[Tensor, " n"]) -> bool:
+    return HARMLESS[0] < float(sums.amin()) <= float(sums.amax()) < HARMLESS[1]
 
 
 def exponentials(logits: Float[Tensor, "V n"], largest: Float[Tensor, "*n_or_none"]) -> Float[Tensor, " n"]:
