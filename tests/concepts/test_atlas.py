@@ -13,7 +13,7 @@ from cocomix.concepts import gather as gather_module
 from cocomix.concepts.atlas import Atlas
 from cocomix.concepts.build_atlas import build_atlas
 from cocomix.concepts.labels import Labels
-from cocomix.concepts.lens import promoted_tokens
+from cocomix.concepts.lens import lens_tokens
 from cocomix.concepts.load_sae import load_sae
 from cocomix.concepts.pieces import Pieces
 from cocomix.concepts.settings import AtlasSettings
@@ -93,13 +93,15 @@ def test_promoted_tokens_are_those_a_step_along_the_row_raises(
     """Slowly: through the norm's weight and the unembedding, less what the average row and token get."""
     teacher = load_teacher(str(teacher_path), 1, dataset, dataset.window, torch.device("cpu"), "float32")
     sae = load_sae(sae_path)
-    ids, scores = promoted_tokens(teacher, sae, 3, np.arange(dataset.vocab_size))
+    (ids, scores), (lowest, low_scores) = lens_tokens(teacher, sae, 3, np.arange(dataset.vocab_size))
     state = teacher.model.state_dict()
     u, gamma = state["transformer.wte.weight"], state["transformer.ln_f.weight"]
     logits = torch.stack([((row - row.mean()) * gamma) @ u.T for row in sae.W_dec])
     logits = logits - logits.mean(0) - (logits - logits.mean(0)).mean(1, keepdim=True)
     assert np.array_equal(ids[:10], logits.topk(3).indices.numpy()[:10])
     np.testing.assert_allclose(scores, logits.topk(3).values.numpy(), atol=1e-4)
+    assert np.array_equal(lowest[:10], logits.topk(3, largest=False).indices.numpy()[:10])
+    np.testing.assert_allclose(low_scores, logits.topk(3, largest=False).values.numpy(), atol=1e-4)
     promoted = atlas.concept(0)["promoted"]
     assert [e["score"] for e in promoted] == sorted((e["score"] for e in promoted), reverse=True)
 

@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluate": {"data", "dist", "model"},
     "report": {"compare"},
     "steer": {"model", "concepts"},
+    "studio": {"data", "model", "concepts", "evaluate", "compare", "report", "steer"},
     "train": {"data", "dist", "ops", "model", "concepts", "losses", "evaluate"},
     "sweep": {"data", "concepts", "train"},
     "quickstart": {"data", "dist", "model", "concepts", "losses", "evaluate", "train", "compare", "report", "steer"},
@@ -44,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "report",
         "steer",
         "quickstart",
+        "studio",
         "sweep",
     },
     "testing": {

@@ -114,6 +114,7 @@ VERBS: list[tuple[str, str, str]] = [
     ("concepts probabilities", "concepts", "cocomix.concepts.settings:ProbabilitySettings"),
     ("concepts atlas", "concepts", "cocomix.concepts.settings:AtlasSettings"),
     ("concepts show", "concepts", "cocomix.concepts.settings:ShowSettings"),
+    ("concepts names", "concepts", "cocomix.concepts.settings:RunLabelsSettings"),
     ("concepts weights", "concepts", "cocomix.evaluate.weights_settings:WeightsSettings"),
     ("plan", "plan", "cocomix.train.settings:TrainSettings"),
     ("train", "train", "cocomix.train.settings:TrainSettings"),
@@ -122,6 +123,7 @@ VERBS: list[tuple[str, str, str]] = [
     ("compare", "compare", "cocomix.compare.settings:CompareSettings"),
     ("inspect", "inspect", "cocomix.steer.settings:InspectSettings"),
     ("generate", "generate", "cocomix.steer.settings:GenerateSettings"),
+    ("studio", "studio", "cocomix.studio.settings:StudioSettings"),
     ("export", "export", "cocomix.train.settings:ReferenceSettings"),
 ]
 """Every verb. The function in the file bears the verb's last word."""

@@ -1,7 +1,8 @@
-"""``cocomix concepts extract``, ``probabilities``, ``atlas``, ``show`` and ``weights``."""
+"""``cocomix concepts extract``, ``probabilities``, ``atlas``, ``show``, ``names`` and ``weights``."""
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,13 @@ Folder = Annotated[
 ]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Run folder or export folder.")]
 Id = Annotated[int, typer.Argument(metavar="ID", help="The concept's number.")]
+
+
+class Action(Enum):
+    """What is done with names."""
+
+    export = "export"
+    import_ = "import"
 
 
 def extract(words: Words = None, json: Json = False) -> None:
@@ -85,46 +93,116 @@ def probabilities(words: Words = None, json: Json = False) -> None:
 
 
 def atlas(labels: Folder = None, words: Overrides = None, json: Json = False) -> None:
-    """Describe every concept: how often and how strongly it occurs, where, and which tokens it promotes.
+    """Describe every concept: how often and how strongly it occurs, where, which tokens it promotes, what is near.
 
-    Reads the labels once, without running the teacher, and writes atlas.sqlite beside them.
+    Reads the labels once, without running the teacher, and writes atlas.sqlite beside them. With model=RUN also what
+    a trained model makes of them: how often it predicts each concept, how often its teacher agrees, what a concept does
+    to the next token; that lies in RUN/atlas.sqlite, and an atlas of the labels that is there is not made again.
 
     Example:
 
       cocomix concepts atlas data/mine/labels/largest
+
+      cocomix concepts atlas model=runs/cocomix effects=1000
     """
-    from cocomix.concepts.build_atlas import build_atlas
+    from cocomix.concepts.build_atlas import build_atlas, find_atlas
     from cocomix.concepts.settings import AtlasSettings
     from cocomix.config import load_settings
 
     quiet_transformers()
     folder, words = _folder(labels, words)
-    made = build_atlas(load_settings(AtlasSettings, words, labels=folder))
+    settings = _with_labels(load_settings(AtlasSettings, words, labels=folder))
+    made = build_atlas(settings) if settings.model is None else find_atlas(settings) or build_atlas(settings)
     top = made.top(20)
     lines = [f"{entry['id']:>7}  {entry['frequency']:>7.2%}  {entry['name']}" for entry in top]
-    text = "\n".join([f"{made.path}: {made.concepts:,} concepts, the most frequent:", *lines])
     brief = [{key: entry[key] for key in ("id", "name", "frequency", "count", "mean_strength")} for entry in top]
-    result = {"atlas": str(made.path), "concepts": made.concepts, "tokens": made.tokens, "top": brief}
-    show_result(result, text, json)
+    result: dict[str, Any] = {
+        "atlas": str(made.path),
+        "concepts": made.concepts,
+        "dead": made.dead,
+        "tokens": made.tokens,
+        "top": brief,
+    }
+    text = [f"{made.path}: {made.concepts:,} concepts, {made.dead:,} never a label; the most frequent:", *lines]
+    if settings.model is not None:
+        from cocomix.steer.student_atlas_build import build_student_atlas
+
+        student = build_student_atlas(settings, settings.model)
+        measured, found = student.measured(), student.agreement
+        result["student"] = {"atlas": str(student.path), "tokens": student.tokens, **found}
+        result["student"] |= {"ignored": student.ignored(), "measured": len(measured)}
+        names = made.names(measured[:10])
+        text += [
+            f"{student.path}: of the labels of {student.tokens:,} tokens the model's strongest predictions hold "
+            f"{found['recall']:.1%} (always the same ones would: {found['marginal_recall']:.1%}), "
+            f"those it mixes {found['mixed_recall']:.1%}; it ignores {student.ignored():,} concepts",
+            f"largest effects of {len(measured):,} measured, nats a token:",
+            *(f"{id:>7}  {student.concept(id)['effect']:>9.3g}  {names[id]}" for id in measured[:10]),
+        ]
+    show_result(result, "\n".join(text), json)
 
 
 def show(id: Id, words: Overrides = None, json: Json = False) -> None:
-    """Print what is known of one concept.
+    """Print what is known of one concept, with model=RUN also what that model makes of it.
 
     Example:
 
       cocomix concepts show 17 labels=data/mine/labels/largest
+
+      cocomix concepts show 17 model=runs/cocomix
     """
     from cocomix.concepts.atlas import Atlas
     from cocomix.concepts.settings import ShowSettings
     from cocomix.config import load_settings
 
-    settings = load_settings(ShowSettings, words or [], id=id)
-    concept = Atlas.open(settings.folder).concept(settings.id)
+    settings = _with_labels(load_settings(ShowSettings, words or [], id=id))
+    labels = Atlas.open(settings.folder)
+    if settings.model is None:
+        concept = labels.concept(settings.id)
+    else:
+        from cocomix.steer.student_atlas import StudentAtlas, card
+
+        concept = card(labels, StudentAtlas.open(settings.model), settings.id)
     if json:
         show_result(concept, "", True)
     else:
-        _print_card(concept)
+        from rich.console import Console
+
+        from cocomix.concepts.atlas_card import drawn_card
+
+        Console().print(drawn_card(concept))
+
+
+def names(
+    action: Annotated[Action, typer.Argument(help="Write a file, or read one.")],
+    file: Annotated[str, typer.Argument(metavar="FILE.json", help="Names, in Neuronpedia's format of explanations.")],
+    words: Overrides = None,
+    json: Json = False,
+) -> None:
+    """Take the concepts' names out of an atlas as JSON, and put names in: people's, or their language model's.
+
+    A list of objects: "index" is the concept's number, "description" its name, "explanationModelName" who gave it;
+    other fields are kept. What is in the atlas already changes nothing; a wrong line is named, and nothing is imported.
+
+    Example:
+
+      cocomix concepts names export names.json labels=data/mine/labels/largest
+
+      cocomix concepts names import names.json labels=data/mine/labels/largest
+    """
+    from cocomix.concepts.atlas import Atlas
+    from cocomix.concepts.atlas_explanations import export_names, import_names
+    from cocomix.concepts.settings import RunLabelsSettings
+    from cocomix.config import load_settings
+
+    atlas = Atlas.open(_with_labels(load_settings(RunLabelsSettings, words or [])).folder)
+    if action is Action.export:
+        number = export_names(atlas, file)
+        text = f"{file}: the names of {number:,} concepts"
+    else:
+        number = import_names(atlas, file)
+        text = f"{atlas.path}: {number:,} concepts have new names"
+    show_result({"atlas": str(atlas.path), "file": file, "names": number}, text, json)
 
 
 def weights(model: Model, words: Overrides = None, json: Json = False) -> None:
@@ -166,26 +244,14 @@ def _folder(labels: str | None, words: list[str] | None) -> tuple[str | None, li
     return labels, words or []
 
 
-def _print_card(concept: dict[str, Any]) -> None:
-    from rich.console import Console, Group
-    from rich.panel import Panel
-    from rich.table import Table
-    from rich.text import Text
+def _with_labels(settings: Any) -> Any:
+    """``RunLabelsSettings`` with the folder of the labels that the run learnt from, where nothing else says which."""
+    if settings.labels is not None or settings.data is not None:
+        return settings
+    from cocomix.errors import UserError
+    from cocomix.steer.usual import labels_folder
 
-    facts = Text(
-        f"{concept['count']:,} labels, {concept['frequency']:.3%} of tokens, mean strength "
-        f"{concept['mean_strength']:.3f}"
-    )
-    words = Table.grid(padding=(0, 2))
-    words.add_row(Text("promotes", "bold"), Text("  ".join(repr(e["token"])[1:-1] for e in concept["promoted"])))
-    words.add_row(
-        Text("lies on", "bold"),
-        Text("  ".join(f"{repr(e['token'])[1:-1]} ({e['count']:,})" for e in concept["labelled"])),
-    )
-    contexts = Table.grid(padding=(0, 2))
-    for context in concept["contexts"]:
-        before, token, after = (repr(context[key])[1:-1] for key in ("before", "token", "after"))
-        contexts.add_row(Text(f"{context['strength']:.2f}"), Text.assemble(before, (token, "bold reverse"), after))
-    Console().print(
-        Panel(Group(facts, words, Text(), contexts), title=Text(f"concept {concept['id']}: {concept['name']}"))
-    )
+    folder = labels_folder(str(settings.model))
+    if folder is None:
+        raise UserError(f"model={settings.model} does not say which labels it learnt from: give labels=FOLDER too")
+    return settings.model_copy(update={"labels": str(folder)})

@@ -1,26 +1,25 @@
 """The atlas of a set of labels: what each concept is, in a SQLite file that is quick to ask. Imports no torch.
 
-:mod:`cocomix.concepts.build_atlas` makes it.
+:mod:`cocomix.concepts.build_atlas` makes it. All text in it is data: whoever shows it must escape what means something
+to their reader.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cocomix.concepts.atlas_format import FILE, FORMAT, query, unpacked
+from cocomix.concepts.atlas_names import Given, checked_name, given_names, now, remove_name, write_names, writing
 from cocomix.errors import UserError
 
-FILE = "atlas.sqlite"
-FORMAT = 1
-SCHEMA = """
-CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT);
-CREATE TABLE concepts (id INTEGER PRIMARY KEY, name TEXT, count INTEGER, frequency REAL, mean_strength REAL,
-                       promoted TEXT, labelled TEXT, contexts TEXT);
-CREATE INDEX by_count ON concepts (count);
-CREATE INDEX by_strength ON concepts (mean_strength);
-"""
+_KEYS = ("id", "name", "automatic_name", "author", "frequency", "count", "mean_strength")
+_SELECT = """SELECT c.id, COALESCE(n.name, c.name), c.name, n.author, c.frequency, c.count, c.mean_strength, c.card
+FROM concepts c LEFT JOIN names n ON n.id = c.id"""
 
 
 class Atlas:
@@ -29,12 +28,16 @@ class Atlas:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._connection = connection
-        about = dict(connection.execute("SELECT key, value FROM about"))
-        self.concepts = int(about["concepts"])
+        self.about = dict(connection.execute("SELECT key, value FROM about"))
+        """Texts: ``teacher``, ``block``, ``sae`` (its fingerprint), ``missed`` (by how much counts of tokens and
+        companions may be too low), and what the attributes below say."""
+        self.concepts = int(self.about["concepts"])
         """Size C of the dictionary."""
-        self.tokens = int(about["tokens"])
+        self.tokens = int(self.about["tokens"])
         """Labelled tokens that it describes."""
-        self.labels_fingerprint = about["labels"]
+        self.dead = int(self.about["dead"])
+        """Concepts that are no token's label."""
+        self.labels_fingerprint = self.about["labels"]
 
     @classmethod
     def open(cls, path: Path | str) -> Atlas:
@@ -48,9 +51,9 @@ class Atlas:
         if not path.is_file():
             labels = path.parent if path.name == FILE else path
             raise UserError(f"there is no atlas {path}: make it with 'cocomix concepts atlas {labels}'")
-        # Read-only, from any thread: the studio's workers share it.
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
-        try:
+        with _sound(path):
+            # Read-only, from any thread: the studio's workers share it.
+            connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
             found = dict(connection.execute("SELECT key, value FROM about")).get("format")
             if found != str(FORMAT):
                 raise UserError(
@@ -58,45 +61,98 @@ class Atlas:
                     f"atlas {path.parent}'"
                 )
             return cls(path, connection)
-        except sqlite3.DatabaseError as error:
-            raise UserError(
-                f"{path} is damaged ({error}): make it again with 'cocomix concepts atlas {path.parent}'"
-            ) from error
 
     def concept(self, id: int) -> dict[str, Any]:
-        """id, name, frequency (share of tokens labelled with it), count, mean_strength, promoted ``[{token, score}]``,
-        labelled ``[{token, count}]``, contexts ``[{before, token, after, strength}]``, strongest first.
+        """All that is known of a concept, lists with the best first:
+
+        - id, name, automatic_name, author (of a name that a person gave, else None), dead (no token's label);
+        - frequency (share of tokens labelled with it), count, mean_strength, strengths (histogram of its labels':
+          ``{edges, counts}``, the same edges in every concept);
+        - promoted and suppressed ``[{token, id, score}]`` (logit lens), labelled ``[{token, count}]``;
+        - contexts (the strongest) and random_contexts (a fair sample) ``[{before, token, after, strength}]``;
+        - nearest ``[{id, name, cosine}]`` (decoder rows), together ``[{id, name, count, lift}]`` (labels of the same
+          tokens; lift: how many times more often than by chance).
 
         Raises :class:`UserError` when there is no such concept.
         """
         self._check(id)
-        return _concept(self._connection.execute(f"{_SELECT} WHERE id = ?", (id,)).fetchone())
+        found = self._entries(f"{_SELECT} WHERE c.id = ?", (id,), 1)[0]
+        others = [*found["nearest"], *found["together"]]
+        names = self.names({entry["id"] for entry in others})
+        for entry in others:
+            entry["name"] = names[entry["id"]]
+        return found
 
     def name(self, id: int) -> str:
-        """The concept's name."""
+        """The concept's name: a person's, or else the automatic one."""
         self._check(id)
-        return str(self._connection.execute("SELECT name FROM concepts WHERE id = ?", (id,)).fetchone()[0])
+        return self.names([id])[id]
+
+    def names(self, ids: Iterable[int]) -> dict[int, str]:
+        """The names of some concepts."""
+        with _sound(self.path):
+            rows = self._connection.execute(
+                """SELECT c.id, COALESCE(n.name, c.name) FROM concepts c LEFT JOIN names n ON n.id = c.id
+                WHERE c.id IN (SELECT value FROM json_each(?))""",
+                (json.dumps(list(ids)),),
+            )
+            return dict(rows.fetchall())
 
     def search(self, text: str, n: int = 20) -> list[dict[str, Any]]:
-        """Concepts whose name, promoted or labelled tokens contain ``text`` (names first, then the more frequent);
-        where there are none, those in whose contexts it stands."""
-        like = "%" + _like(text) + "%"
-        for where in ("promoted LIKE :t OR labelled LIKE :t OR name LIKE :t", "contexts LIKE :t"):
-            rows = self._connection.execute(
-                f"""{_SELECT} WHERE {where.replace(":t", ":t ESCAPE '!'")}
-                ORDER BY name LIKE :t ESCAPE '!' DESC, count DESC LIMIT :n""",
-                {"t": like, "n": n},
-            ).fetchall()
-            if rows:
-                return [_concept(row) for row in rows]
-        return []
+        """At most ``n`` concepts that know all words of ``text``: first those in whose names they stand, then those
+        whose promoted or labelled tokens they are, then those in whose contexts they stand, each the more frequent
+        first. A word of three characters or more finds all that begin with it."""
+        asked, ranks = query(text), dict[int, None]()
+        with _sound(self.path):
+            for index in ("name_index", "token_index", "context_index") if asked else ():
+                found = self._connection.execute(
+                    f"SELECT rowid FROM {index} WHERE {index} MATCH ? ORDER BY rowid LIMIT ?", (asked, n)
+                )
+                ranks |= dict.fromkeys(rank for (rank,) in found)
+                if len(ranks) >= n:
+                    break
+        return [self._entries(f"{_SELECT} WHERE c.rank = ?", (rank,), 1)[0] for rank in list(ranks)[:n]]
 
     def top(self, n: int, by: str = "count") -> list[dict[str, Any]]:
         """The ``n`` concepts with the largest ``count`` or ``mean_strength``."""
         if by not in ("count", "frequency", "mean_strength"):
             raise UserError(f"by={by!r}: order concepts by count, frequency or mean_strength")
-        rows = self._connection.execute(f"{_SELECT} ORDER BY {by} DESC, id LIMIT ?", (n,))
-        return [_concept(row) for row in rows]
+        order = "c.mean_strength DESC, c.id" if by == "mean_strength" else "c.rank"
+        return self._entries(f"{_SELECT} ORDER BY {order} LIMIT ?", (n,), 0)
+
+    def rename(self, id: int, name: str, author: str = "") -> None:
+        """Gives a concept a name, at most 200 characters; whoever reads the file sees it from now on.
+
+        Raises :class:`UserError` for no such concept, a name that is none, a file that cannot be changed.
+        """
+        self.give([Given(id, name, author, now(), {})])
+
+    def give(self, names: Iterable[Given]) -> None:
+        """Many names as by :meth:`rename`, all or none."""
+        checked = []
+        for given in names:
+            self._check(given.id)
+            checked.append(given._replace(name=checked_name(given.name)))
+        with writing(self.path) as connection:
+            write_names(connection, checked)
+
+    def unname(self, id: int) -> None:
+        """Takes a person's name off: the automatic one holds again."""
+        self._check(id)
+        with writing(self.path) as connection:
+            remove_name(connection, id)
+
+    def given(self) -> list[Given]:
+        """The names that people gave."""
+        with _sound(self.path):
+            return given_names(self._connection)
+
+    def _entries(self, sql: str, parameters: tuple[Any, ...], least: int) -> list[dict[str, Any]]:
+        with _sound(self.path):
+            rows = self._connection.execute(sql, parameters).fetchall()
+            if len(rows) < least:
+                raise ValueError("a concept is missing")
+            return [_entry(row) for row in rows]
 
     def _check(self, id: int) -> None:
         if not 0 <= id < self.concepts:
@@ -107,16 +163,19 @@ class Atlas:
         self._connection.close()
 
 
-_SELECT = "SELECT id, name, frequency, count, mean_strength, promoted, labelled, contexts FROM concepts"
+@contextmanager
+def _sound(path: Path) -> Any:
+    """What a file that is no whole atlas answers, as one sentence."""
+    try:
+        yield
+    except (sqlite3.DatabaseError, KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}: {error}): make it again with 'cocomix concepts atlas "
+            f"{path.parent}'"
+        ) from error
 
 
-def _like(text: str) -> str:
-    """``text`` as it stands in the JSON columns, LIKE's wildcards escaped by ``!``."""
-    text = json.dumps(text, ensure_ascii=False)[1:-1]
-    return text.replace("!", "!!").replace("%", "!%").replace("_", "!_")
-
-
-def _concept(row: tuple[Any, ...]) -> dict[str, Any]:
-    keys = ("id", "name", "frequency", "count", "mean_strength")
-    lists = zip(("promoted", "labelled", "contexts"), (json.loads(text) for text in row[5:]), strict=True)
-    return {**dict(zip(keys, row, strict=False)), **dict(lists)}
+def _entry(row: tuple[Any, ...]) -> dict[str, Any]:
+    known = dict(zip(_KEYS, row, strict=False))
+    card = json.loads(row[len(_KEYS)])
+    return {**known, "dead": known["count"] == 0, **card, "strengths": unpacked(card["strengths"])}

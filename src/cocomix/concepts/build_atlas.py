@@ -1,12 +1,12 @@
 """The atlas: what each concept is. Made by one pass over the label cache, without running the teacher.
 
-Promoted tokens are a logit lens: the latent's decoder row, through the weight of the teacher's final norm and its
-unembedding. Rows are centred over all concepts and unembedding vectors over all tokens, so that tokens which are
-likely everywhere do not lead every list; what stays is what this concept raises more than others do.
+Promoted and suppressed tokens are a logit lens: the latent's decoder row, through the weight of the teacher's final
+norm and its unembedding. Rows are centred over all concepts and unembedding vectors over all tokens, so that tokens
+which are likely everywhere do not lead every list; what stays is what this concept raises more than others do.
 
-A concept's name is two labelled tokens and two promoted ones, ``old / ancient → city / town``: the labelled tokens
-with the largest count × log-lift (frequent under this concept, and more so than
-elsewhere), then the tokens promoted most.
+A concept's automatic name is two labelled tokens and two promoted ones, ``old / ancient → city / town``: the labelled
+tokens with the largest count × log-lift (frequent under this concept, and more so than elsewhere), then the tokens
+promoted most. A name that a person gave stays when the atlas is made again, as long as the autoencoder is the same.
 """
 
 from __future__ import annotations
@@ -14,63 +14,104 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cocomix.concepts.atlas import FILE, FORMAT, SCHEMA, Atlas
+from cocomix.concepts.atlas import Atlas
+from cocomix.concepts.atlas_format import FILE, FORMAT, SCHEMA, packed, words
+from cocomix.concepts.atlas_names import Given, write_names
+from cocomix.concepts.atlas_places import BEFORE, CUT, surroundings
 from cocomix.concepts.gather import Gathered, gather
 from cocomix.concepts.labels import Labels, open_labels
-from cocomix.concepts.lens import promoted_tokens
+from cocomix.concepts.lens import Best, lens_tokens, nearest_concepts
 from cocomix.concepts.pair import Names, load_pair
 from cocomix.concepts.pieces import Pieces
 from cocomix.concepts.settings import AtlasSettings, ExtractSettings
 from cocomix.data.dataset import Dataset
 from cocomix.errors import UserError, explained
-from cocomix.files import atomic_path
+from cocomix.files import atomic_path, write_json
 from cocomix.progress import progress, say
 
-BEFORE, AFTER = 12, 6
-"""Tokens of a context before and after the labelled one."""
+ROWS_AT_ONCE = 512
+
+
+class _Rows(NamedTuple):
+    """What the decoder's rows say."""
+
+    promoted: Best
+    suppressed: Best
+    nearest: Best
 
 
 def build_atlas(settings: AtlasSettings) -> Atlas:
     """Writes ``atlas.sqlite`` beside the labels (whole or not at all) and opens it; takes the train split."""
     labels, dataset = open_labels(settings.folder)
-    gathered = gather(labels, dataset.split("train"), dataset.vocab_size, settings.tokens, settings.contexts)
-    pieces = Pieces(dataset.tokenizer(), dataset.vocab_size)
-    promoted = _promoted(settings, labels, dataset, np.flatnonzero(gathered.token_counts))
-    with (
-        explained(labels.folder),
-        atomic_path(labels.folder / FILE) as temporary,
-        closing(_new_database(temporary)) as connection,
-    ):
-        about = {
-            "format": FORMAT,
-            "concepts": labels.concepts,
-            "tokens": gathered.tokens,
-            "labels": labels.fingerprint,
-        }
+    split = dataset.split("train")
+    number = settings.contexts, settings.random_contexts
+    gathered = gather(labels, split, dataset.vocab_size, settings.tokens, *number, settings.seed)
+    rows = _decoder_rows(settings, labels, dataset, np.flatnonzero(gathered.token_counts))
+    cards = _Cards(labels, dataset, gathered, rows)
+    manifest = labels.manifest
+    about = {
+        "format": FORMAT,
+        "concepts": labels.concepts,
+        "tokens": gathered.tokens,
+        "labels": labels.fingerprint,
+        "dead": int((gathered.counts == 0).sum()),
+        "missed": gathered.missed,
+        "teacher": manifest["teacher"]["name"],
+        "block": manifest["teacher"]["block"],
+        "sae": manifest["sae"]["fingerprint"],
+        "settings": settings.model_dump_json(include={"tokens", "contexts", "random_contexts", "promoted", "seed"}),
+    }
+    path = labels.folder / FILE
+    with explained(labels.folder), atomic_path(path) as temporary, closing(_new_database(temporary)) as connection:
         connection.executemany("INSERT INTO about VALUES (?, ?)", [(k, str(v)) for k, v in about.items()])
-        rows = _rows(labels, dataset, gathered, pieces, *promoted)
-        connection.executemany("INSERT INTO concepts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        cards.write(connection)
+        # Last of all: a name that was given while the rest was made counts too.
+        write_names(connection, _kept_names(path, manifest["sae"]["fingerprint"]))
         connection.commit()
-    say(f"{labels.folder / FILE}: {labels.concepts:,} concepts from {gathered.tokens:,} tokens")
+    say(f"{path}: {labels.concepts:,} concepts from {gathered.tokens:,} tokens, {about['dead']:,} never a label")
     return Atlas.open(labels.folder)
+
+
+def find_atlas(settings: AtlasSettings) -> Atlas | None:
+    """The atlas that is there, if it is whole and of these labels; None: it has to be made."""
+    with suppress(UserError):
+        found = Atlas.open(settings.folder)
+        if found.labels_fingerprint == open_labels(settings.folder)[0].fingerprint:
+            return found
+        found.close()
+    return None
 
 
 def _new_database(path: Path) -> sqlite3.Connection:
     path.unlink(missing_ok=True)  # what a killed process left
     connection = sqlite3.connect(path)
-    connection.executescript(SCHEMA)
+    # The file gets its name when it is whole and flushed: nothing has to be rolled back, nothing flushed twice.
+    connection.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {SCHEMA}")
     return connection
 
 
-def _promoted(
-    settings: AtlasSettings, labels: Labels, dataset: Dataset, occurring: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _kept_names(path: Path, sae: str) -> list[Given]:
+    """What people gave in the atlas that was there, if its concepts are those of the same autoencoder; else the names
+    go into a file of their own."""
+    with suppress(UserError):
+        before = Atlas.open(path)
+        with closing(before):
+            given = before.given()
+            if before.about["sae"] == sae or not given:
+                return given
+            saved = path.with_name(f"names-{before.about['sae'][:8]}.json")
+            write_json(saved, {"sae": before.about["sae"], "names": [name._asdict() for name in given]})
+            say(f"{len(given):,} names were given to another autoencoder's concepts: they are in {saved}")
+    return []
+
+
+def _decoder_rows(settings: AtlasSettings, labels: Labels, dataset: Dataset, occurring: np.ndarray) -> _Rows:
     manifest = labels.manifest
     sae_folder = settings.sae or manifest["sae"]["folder"]
     names = Names(settings.teacher or manifest["teacher"]["name"], manifest["teacher"]["block"])
@@ -85,55 +126,107 @@ def _promoted(
                 f"{key}={names.teacher if key == 'teacher' else sae_folder} is not what the labels were extracted "
                 f"with: give {key}=… that is, or extract again"
             )
-    return promoted_tokens(teacher, sae, settings.promoted, occurring)
+    return _Rows(*lens_tokens(teacher, sae, settings.promoted, occurring), nearest_concepts(sae, settings.nearest))
 
 
-def _rows(
-    labels: Labels,
-    dataset: Dataset,
-    gathered: Gathered,
-    pieces: Pieces,
-    tokens: np.ndarray,
-    scores: np.ndarray,
-) -> Iterator[tuple[Any, ...]]:
-    split = dataset.split("train")
-    windows = np.unique(gathered.window)
-    place = {int(w): n for n, w in enumerate(windows)}
-    inputs = split.read(windows, labels.window) if len(windows) else np.empty((0, labels.window), np.int64)
-    first = np.searchsorted(gathered.concept, np.arange(labels.concepts + 1))
-    with progress("atlas, concepts", labels.concepts) as bar:
-        for concept in range(labels.concepts):
-            contexts = []
-            for n in range(first[concept], first[concept + 1]):
-                ids = inputs[place[int(gathered.window[n])], : labels.window]
-                context = pieces.context(*_around(ids, int(gathered.position[n]), dataset.eos_id))
-                contexts.append({**context._asdict(), "strength": round(float(gathered.strength[n]), 4)})
-            promoted: list[dict[str, Any]] = [
-                {"token": pieces.text(int(t)), "id": int(t), "score": round(float(s), 4)}
-                for t, s in zip(tokens[concept], scores[concept], strict=True)
-            ]
-            labelled: list[dict[str, Any]] = [
-                {"token": pieces.text(t), "count": count} for t, count in gathered.labelled.get(concept, [])
-            ]
-            count = int(gathered.counts[concept])
+class _Cards:
+    """Everything about each concept, as it is stored."""
+
+    def __init__(self, labels: Labels, dataset: Dataset, gathered: Gathered, rows: _Rows) -> None:
+        self._gathered, self._rows = gathered, rows
+        self._pieces = Pieces(dataset.tokenizer(), dataset.vocab_size)
+        split = dataset.split("train")
+        self._contexts = {
+            name: _Texts(self._pieces, places, surroundings(split, labels.window, places), labels.concepts)
+            for name, places in (("contexts", gathered.strongest), ("random_contexts", gathered.random))
+        }
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        """Into the tables and their indexes, the most frequent concept first."""
+        order = np.argsort(-self._gathered.counts, kind="stable").tolist()
+        with progress("atlas, concepts", len(order)) as bar:
+            for first in range(0, len(order), ROWS_AT_ONCE):
+                here = order[first : first + ROWS_AT_ONCE]
+                cards = [self._card(id) for id in here]
+                rows = list(self._rows_of(first, here, cards))
+                connection.executemany("INSERT INTO concepts VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+                for index, texts in _indexed(rows, cards).items():
+                    connection.executemany(
+                        f"INSERT INTO {index} (rowid, text) VALUES (?, ?)", enumerate(texts, start=first)
+                    )
+                bar.advance(len(here))
+
+    def _rows_of(self, first: int, ids: list[int], cards: list[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
+        gathered = self._gathered
+        for rank, (id, card) in enumerate(zip(ids, cards, strict=True), start=first):
+            count = int(gathered.counts[id])
             yield (
-                concept,
-                _name([e["token"] for e in labelled], [e["token"] for e in promoted]),
+                rank,
+                id,
+                _name([e["token"] for e in card["labelled"]], [e["token"] for e in card["promoted"]]),
                 count,
                 count / max(gathered.tokens, 1),
-                float(gathered.sums[concept]) / max(count, 1),
-                *(json.dumps(value, ensure_ascii=False) for value in (promoted, labelled, contexts)),
+                float(gathered.sums[id]) / max(count, 1),
+                json.dumps(card, ensure_ascii=False, separators=(",", ":")),
             )
-            bar.advance()
+
+    def _card(self, id: int) -> dict[str, Any]:
+        gathered, rows, text = self._gathered, self._rows, self._pieces.text
+        promoted, suppressed = (
+            [{"token": text(token), "id": token, "score": round(score, 4)} for token, score in _of(best, id)]
+            for best in (rows.promoted, rows.suppressed)
+        )
+        return {
+            "strengths": packed(gathered.histogram[id]),
+            "promoted": promoted,
+            "suppressed": suppressed,
+            "labelled": [{"token": text(token), "count": count} for token, count, _ in gathered.labelled.of(id)],
+            **{name: texts.of(id) for name, texts in self._contexts.items()},
+            "nearest": [{"id": other, "cosine": round(cosine, 4)} for other, cosine in _of(rows.nearest, id)],
+            "together": [
+                {"id": other, "count": count, "lift": round(lift, 2)} for other, count, lift in gathered.together.of(id)
+            ],
+        }
 
 
-def _around(ids: np.ndarray, at: int, eos_id: int) -> tuple[list[int], int]:
-    """The ids around place ``at`` that belong to its document, and where it is among them."""
-    start, end = max(0, at - BEFORE), min(len(ids), at + AFTER + 1)
-    ends = np.flatnonzero(ids[start:end] == eos_id) + start
-    start = max([start, *(ends[ends < at] + 1).tolist()])
-    end = min([end, *ends[ends > at].tolist()])
-    return ids[start:end].tolist(), at - start
+class _Texts:
+    """Contexts of the places of each concept, made when asked for."""
+
+    def __init__(self, pieces: Pieces, places: np.ndarray, ids: np.ndarray, concepts: int) -> None:
+        self._pieces, self._strength, self._ids = pieces, places["strength"], ids
+        self._first = np.searchsorted(places["concept"], np.arange(concepts + 1))
+
+    def of(self, id: int) -> list[dict[str, Any]]:
+        """Those of a concept."""
+        here = slice(self._first[id], self._first[id + 1])
+        found = []
+        for ids, strength in zip(self._ids[here].tolist(), self._strength[here].tolist(), strict=True):
+            before = [token for token in ids[:BEFORE] if token != CUT]
+            after = [token for token in ids[BEFORE:] if token != CUT]
+            context = self._pieces.context(before + after, len(before))
+            found.append({**context._asdict(), "strength": round(strength, 4)})
+        return found
+
+
+def _of(best: Best, id: int) -> Iterator[tuple[int, float]]:
+    return zip(best.ids[id].tolist(), best.scores[id].tolist(), strict=True)
+
+
+def _indexed(rows: list[tuple[Any, ...]], cards: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """By index, the text of each concept."""
+    tokens = ((e["token"] for e in [*card["promoted"], *card["labelled"]]) for card in cards)
+    contexts = (
+        (c["before"] + c["token"] + c["after"] for c in [*card["contexts"], *card["random_contexts"]]) for card in cards
+    )
+    return {
+        "name_index": [" ".join(words(row[2])) for row in rows],
+        "token_index": [_distinct_words(texts) for texts in tokens],
+        "context_index": [_distinct_words(texts) for texts in contexts],
+    }
+
+
+def _distinct_words(texts: Iterator[str]) -> str:
+    return " ".join(dict.fromkeys(words(" ".join(texts))))
 
 
 def _name(labelled: list[str], promoted: list[str]) -> str:
@@ -144,7 +237,9 @@ def _name(labelled: list[str], promoted: list[str]) -> str:
 def _distinct(tokens: list[str]) -> list[str]:
     """The first two that read differently and can be seen."""
     found: dict[str, str] = {}
-    for token in tokens:
-        shown = token.strip() or repr(token)[1:-1]
+    for token in filter(None, tokens):
+        shown = token.strip()
+        if not shown or not shown.isprintable():
+            shown = repr(token)[1:-1].strip() or repr(token)
         found.setdefault(shown.casefold(), shown)
     return list(found.values())[:2]

@@ -1,12 +1,20 @@
-"""One streaming pass over labels: counts, strengths, strongest places and labelled tokens of every concept."""
+"""One streaming pass over labels: counts, strengths, places, tokens and companions of every concept.
+
+Memory does not grow with the text: a few numbers a concept, its places, and two tables of pairs
+(:mod:`cocomix.concepts.atlas_counts`).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from cocomix.concepts.atlas_counts import Ranked, SparseCounts, ranked_concepts, ranked_tokens
+from cocomix.concepts.atlas_format import EDGES
+from cocomix.concepts.atlas_places import KeptPlaces, StrongestPlaces, drawn
 from cocomix.concepts.labels import Labels
 from cocomix.data.dataset import Split
 from cocomix.progress import progress
@@ -14,128 +22,101 @@ from cocomix.progress import progress
 TOKENS_AT_ONCE = 1 << 18
 LABELLED_TOKENS = 10
 """Labelled tokens kept of a concept."""
+TOGETHER = 10
+"""Companions kept of a concept."""
+PAIRED_LABELS = 8
+"""Of a token with more labels the first so many, the best, make pairs: their number grows with the square."""
 
 
 @dataclass
 class Gathered:
-    """Of C concepts. The strongest places are sorted by concept, then from strong to weak."""
+    """Of C concepts. Places are sorted by concept."""
 
     tokens: int
     counts: Int[np.ndarray, " C"]
     sums: Float[np.ndarray, " C"]
     """Strengths added up."""
-    concept: Int[np.ndarray, " P"]
-    strength: Float[np.ndarray, " P"]
-    window: Int[np.ndarray, " P"]
-    position: Int[np.ndarray, " P"]
+    histogram: Int[np.ndarray, "C bins"]
+    """Labels by strength, see :data:`EDGES`."""
+    strongest: np.ndarray
+    """Places, of each concept the strongest first, no two in the same window."""
+    random: np.ndarray
+    """Places, a uniform sample of each concept's."""
     token_counts: Int[np.ndarray, " V"]
     """How often each token occurs in the text that was read."""
-    labelled: dict[int, list[tuple[int, int]]]
-    """Token ids and counts of a concept, the most characteristic first."""
+    labelled: Ranked
+    """Token ids of a concept, the most characteristic first."""
+    together: Ranked
+    """Concepts that are labels of the same tokens, the most characteristic first."""
+    missed: int
+    """The counts of tokens and companions are too low by this at most; 0: exact."""
 
 
-def gather(labels: Labels, split: Split, vocab_size: int, tokens: int, contexts: int) -> Gathered:
+def gather(
+    labels: Labels, split: Split, vocab_size: int, tokens: int, contexts: int, random_contexts: int, seed: int = 0
+) -> Gathered:
     """Reads the labels of the first ``tokens`` tokens of a split; keeps each concept's ``contexts`` strongest places,
-    no two in the same window."""
+    and ``random_contexts`` drawn with ``seed``."""
     due = np.flatnonzero(labels.coverage.mask(split, labels.window))[: -(-tokens // labels.window)]
-    windows = len(due)
+    total, size = len(due) * labels.window, labels.concepts
     step = max(1, TOKENS_AT_ONCE // labels.window)
-    counts = np.zeros(labels.concepts, dtype=np.int64)
-    sums = np.zeros(labels.concepts)
+    counts, sums = np.zeros(size, dtype=np.int64), np.zeros(size)
+    histogram = np.zeros((size, len(EDGES) - 1), dtype=np.int64)
     token_counts = np.zeros(vocab_size, dtype=np.int64)
-    best = _Strongest(labels.concepts, contexts)
-    pairs = _Pairs()
-    with progress("atlas, tokens", windows * labels.window) as bar:
-        for first in range(0, windows, step):
+    strongest, random = StrongestPlaces(size, contexts), KeptPlaces(size, random_contexts)
+    on_token, on_concept = SparseCounts(), SparseCounts()
+    with progress("atlas, tokens", total) as bar:
+        for first in range(0, len(due), step):
             ids = due[first : first + step]
-            concepts = labels.read(split.name, ids).reshape(-1)
-            strengths = labels.strengths(split.name, ids).reshape(-1)
+            found = labels.read(split.name, ids).reshape(-1, labels.k)
             words = split.read(ids, labels.window)[:, :-1].reshape(-1)
             token_counts += np.bincount(words, minlength=vocab_size)
-            place = np.flatnonzero(concepts >= 0)
-            concepts, strengths = concepts[place], strengths[place].astype(np.float32)
-            token_of = place // labels.k
-            counts += np.bincount(concepts, minlength=labels.concepts)
-            sums += np.bincount(concepts, weights=strengths, minlength=labels.concepts)
-            best.add(concepts, strengths, ids[token_of // labels.window], (token_of % labels.window).astype(np.int64))
-            pairs.add(concepts * vocab_size + words[token_of])
+            on_concept.add(_companions(found, size))
+            place = np.flatnonzero(found >= 0)
+            concepts = found.reshape(-1)[place]
+            strengths = labels.strengths(split.name, ids).reshape(-1)[place].astype(np.float32)
+            counts += np.bincount(concepts, minlength=size)
+            sums += np.bincount(concepts, weights=strengths, minlength=size)
+            histogram += histograms(concepts, strengths, size)
+            row, position = np.divmod(place // labels.k, labels.window)
+            window = ids[row]
+            strongest.add(concepts, strengths, window, position, strengths)
+            lots = drawn(concepts, window * labels.window + position, seed)
+            random.add(concepts, strengths, window, position, lots)
+            on_token.add(concepts * vocab_size + words[place // labels.k])
             bar.advance(len(ids) * labels.window)
     return Gathered(
-        windows * labels.window,
+        total,
         counts,
         sums,
-        *best.columns,
-        token_counts=token_counts,
-        labelled=_characteristic(*pairs.counted(), token_counts, vocab_size),
+        histogram,
+        strongest.places,
+        random.places,
+        token_counts,
+        labelled=ranked_tokens(on_token, counts, token_counts, LABELLED_TOKENS),
+        together=ranked_concepts(on_concept, counts, total, TOGETHER),
+        missed=max(on_token.missed, on_concept.missed),
     )
 
 
-class _Strongest:
-    """The ``number`` strongest places of each concept in distinct windows."""
-
-    def __init__(self, concepts: int, number: int) -> None:
-        self._concepts, self._number = concepts, number
-        self._bar = np.full(concepts, -np.inf, dtype=np.float32)
-        empty = np.empty(0, dtype=np.int64)
-        self.columns = (empty, np.empty(0, dtype=np.float32), empty, empty)
-        """Concept, strength, window, position."""
-
-    def add(self, concept: np.ndarray, strength: np.ndarray, window: np.ndarray, position: np.ndarray) -> None:
-        """Takes more places. Weaker ones than those kept are dropped before anything is sorted."""
-        new = strength > self._bar[concept]
-        joined = [
-            np.concatenate([old, column[new]])
-            for old, column in zip(self.columns, (concept, strength, window, position), strict=True)
-        ]
-        by_strength = np.argsort(-joined[1], kind="stable")
-        in_window = (joined[0] * (int(joined[2].max(initial=0)) + 1) + joined[2])[by_strength]
-        order = by_strength[np.sort(np.unique(in_window, return_index=True)[1])]
-        order = order[np.argsort(joined[0][order], kind="stable")]
-        concept = joined[0][order]
-        rank = np.arange(len(order)) - np.searchsorted(concept, concept)
-        kept = rank < self._number
-        order, concept, rank = order[kept], concept[kept], rank[kept]
-        self.columns = tuple(column[order] for column in joined)  # type: ignore[assignment]
-        last = rank == self._number - 1
-        self._bar[concept[last]] = self.columns[1][last]
+def histograms(
+    concepts: Int[np.ndarray, " N"], strengths: Float[np.ndarray, " N"], size: int
+) -> Int[np.ndarray, "{size} bins"]:
+    """How many strengths of each of ``size`` concepts lie between two :data:`EDGES`."""
+    bins = len(EDGES) - 1
+    # The edges are powers of 2^(1/4): the bin is the exponent, and no edge need be looked up.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        octaves = np.log2(strengths)
+    at = np.floor(np.nan_to_num((octaves - np.log2(EDGES[0])) * 4, nan=0.0)).clip(0, bins - 1).astype(np.int64)
+    return np.bincount(concepts * bins + at, minlength=size * bins).reshape(size, bins)
 
 
-class _Pairs:
-    """How often each (concept, token) key occurs."""
-
-    def __init__(self) -> None:
-        self._keys = np.empty(0, dtype=np.int64)
-        self._counts = np.empty(0, dtype=np.int64)
-        self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
-
-    def add(self, keys: np.ndarray) -> None:
-        """Takes more keys."""
-        self._waiting.append(np.unique(keys, return_counts=True))
-        if sum(len(keys) for keys, _ in self._waiting) > max(1 << 22, len(self._keys)):
-            self.counted()
-
-    def counted(self) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct keys in order, and their counts."""
-        keys = np.concatenate([self._keys, *(keys for keys, _ in self._waiting)])
-        counts = np.concatenate([self._counts, *(counts for _, counts in self._waiting)])
-        self._waiting = []
-        order = np.argsort(keys, kind="stable")
-        self._keys, start = np.unique(keys[order], return_index=True)
-        self._counts = np.add.reduceat(counts[order], start) if len(start) else counts
-        return self._keys, self._counts
-
-
-def _characteristic(
-    keys: np.ndarray, counts: np.ndarray, token_counts: np.ndarray, vocab_size: int
-) -> dict[int, list[tuple[int, int]]]:
-    """Tokens of each concept by count × log(share under the concept / share in the text)."""
-    concept, token = np.divmod(keys, vocab_size)
-    totals = np.bincount(concept, weights=counts) if len(concept) else np.empty(0)
-    lift = counts / totals[concept] / (token_counts[token] / max(token_counts.sum(), 1))
-    order = np.lexsort((-counts * np.log(lift), concept))
-    concept, token, counts = concept[order], token[order], counts[order]
-    kept = np.arange(len(order)) - np.searchsorted(concept, concept) < LABELLED_TOKENS
-    found: dict[int, list[tuple[int, int]]] = {}
-    for c, t, n in zip(concept[kept].tolist(), token[kept].tolist(), counts[kept].tolist(), strict=True):
-        found.setdefault(c, []).append((t, n))
-    return found
+def _companions(found: Int[np.ndarray, "N K"], size: int) -> Int[np.ndarray, " M"]:
+    """A key, (smaller id)·C + larger id, for every two labels of a token."""
+    keys = []
+    for one, other in combinations(range(min(found.shape[1], PAIRED_LABELS)), 2):
+        a, b = found[:, one], found[:, other]
+        both = (a >= 0) & (b >= 0)
+        a, b = a[both], b[both]
+        keys.append(np.minimum(a, b) * size + np.maximum(a, b))
+    return np.concatenate(keys) if keys else np.empty(0, dtype=np.int64)

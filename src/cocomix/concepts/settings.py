@@ -218,17 +218,45 @@ class LabelsSettings(Settings):
         return self.labels or f"{self.data}/labels/{self.name}"
 
 
-class AtlasSettings(LabelsSettings):
-    """A description of every concept from its labels."""
+class RunLabelsSettings(LabelsSettings):
+    """Which labels; of a run that learnt from them the run says it."""
+
+    model: str | None = Field(None, description="run folder of a model with concepts, which learnt from the labels")
+
+    @model_validator(mode="after")
+    def _named(self) -> RunLabelsSettings:
+        if self.labels is None and self.data is None and self.model is None:
+            raise ValueError("say which labels: give their folder, or data=DATASET and name=NAME, or model=RUN")
+        return self
+
+
+class AtlasSettings(RunLabelsSettings):
+    """A description of every concept from its labels, and of what a model makes of them."""
 
     teacher: str | None = Field(None, description="the teacher, where it has moved since the extraction")
     sae: str | None = Field(None, description="the SAE's folder, where it has moved since the extraction")
     tokens: int = Field(10_000_000, ge=1, description="labelled tokens to read, at most")
-    contexts: int = Field(8, ge=1, description="strongest contexts to keep of each concept")
-    promoted: int = Field(10, ge=1, description="promoted tokens to keep of each concept")
+    contexts: int = Field(8, ge=1, le=1000, description="strongest contexts to keep of each concept")
+    random_contexts: int = Field(
+        8, ge=1, le=1000, description="contexts to draw of each concept, all its places alike likely"
+    )
+    promoted: int = Field(10, ge=1, le=1000, description="promoted and suppressed tokens to keep of each concept")
+    nearest: int = Field(8, ge=1, le=1000, description="nearest concepts to keep of each concept")
+    seed: int = Field(0, ge=0, description="of the contexts that are drawn")
+    student_tokens: int = Field(
+        200_000, ge=1, description="with model=: tokens that the model reads, the held-out ones first, then training's"
+    )
+    effects: int = Field(
+        256,
+        ge=0,
+        description="with model=: concepts, those that the model predicts most, whose effect on the next token is "
+        "measured; the same command with more goes on",
+    )
+    effect_tokens: int = Field(256, ge=1, description="with model=: held-out tokens on which an effect is measured")
+    device: str = Field("auto", description="with model=: where it runs: cpu, cuda …; auto: cuda where there is one")
 
 
-class ShowSettings(LabelsSettings):
+class ShowSettings(RunLabelsSettings):
     """One concept's card."""
 
     id: int = Field(description="the concept's number")

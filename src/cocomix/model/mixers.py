@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,23 @@ class Mixed(NamedTuple):
     """The teacher's state as it is guessed; None for mixers that guess none."""
 
 
+class EditPoint(nn.Module):
+    """Where concepts are edited from outside, before TopK: passes z on as it is until somebody sets :attr:`edit`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.edit: Callable[[Tensor], Tensor] | None = None
+        """From z to the edited z. A plain attribute: a compiled network looks at it anew, and does not at hooks."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody wants to see z."""
+        return self.edit is None and not self._forward_hooks
+
+    def forward(self, logits: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        return logits if self.edit is None else self.edit(logits)
+
+
 class ConceptMixer(nn.Module):
     """Predicts concepts from a state, keeps the K largest logits, compresses them to one vector (paper Eq. 2, 3).
 
@@ -43,21 +61,23 @@ class ConceptMixer(nn.Module):
         self.compress = nn.Embedding(num_concepts, hidden_size)
         """Row i is what concept i adds: stored [C, D] so that K rows are gathered, not C multiplied."""
         self.compress_bias = nn.Parameter(torch.zeros(hidden_size))
-        self.edit_point = nn.Identity()
-        """Steering puts its edits here from outside, as a forward hook: before TopK, on z [B, T, C]."""
+        self.edit_point = EditPoint()
 
     def forward(self, hidden: Float[Tensor, "B T D"], concept_ids: Int[Tensor, "B T L"] | None = None) -> Mixed:
         """``concept_ids``: the labels of each token, :data:`NO_LABEL` where one has no meaning."""
         mean, std = hidden.mean(-1, keepdim=True), hidden.std(-1, keepdim=True)
         normed = (hidden - mean) / (std + 1e-5)
-        if self.training and not self.edit_point._forward_hooks and is_plain_linear(self.predict):
+        if self.training and self.edit_point.idle and is_plain_linear(self.predict):
             return self._fused(normed - self.pre_bias, mean, std, concept_ids)
         logits = self.edit_point(self.predict(normed - self.pre_bias))
         kept = logits.topk(self.k, dim=-1, sorted=False)
+        values = kept.values
+        if self.edit_point.edit is not None:  # what is off weighs nothing, should it be among the K for want of others
+            values = values.masked_fill(is_ablated(values), 0)
         mixed = F.embedding_bag(
             kept.indices.flatten(0, 1),
             self.compress.weight,
-            per_sample_weights=kept.values.flatten(0, 1).to(self.compress.weight.dtype),
+            per_sample_weights=values.flatten(0, 1).to(self.compress.weight.dtype),
             mode="sum",
         )
         # Under autocast the logits are of lower precision than the rows that they weigh.
@@ -79,6 +99,16 @@ class ConceptMixer(nn.Module):
         mixed = head.mixed.view_as(x)
         vector = (mixed + self.compress_bias + self.pre_bias) * std + mean
         return Mixed(vector, None, None if concept_ids is None else head.nll)
+
+
+def ablated(logits: Tensor) -> Tensor:
+    """What the logits of concepts that are off become: below every other, yet finite."""
+    return torch.full_like(logits, torch.finfo(logits.dtype).min)
+
+
+def is_ablated(logits: Tensor) -> Tensor:
+    """Which of the logits are of concepts that are off."""
+    return logits == torch.finfo(logits.dtype).min
 
 
 def concept_nll(logits: Float[Tensor, "B T C"], concept_ids: Int[Tensor, "B T L"]) -> Float[Tensor, ""]:

@@ -1,102 +1,191 @@
-"""Edits of predicted concepts, put on a model from outside: before TopK, on the concept logits z."""
+"""Edits of predicted concepts, put on a model from outside: before TopK, on the concept logits z.
+
+Shapes: B rows, T new tokens, C concepts. Threads steer one model side by side, each sees its own edits alone: the model
+has one edit point, and what stands there asks the thread that calls.
+"""
 
 from __future__ import annotations
 
-import math
-import re
+import functools
+import itertools
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from cocomix.errors import UserError
-from cocomix.model.mixers import ConceptMixer
+from cocomix.model.masks import positions_of
+from cocomix.model.mixers import ConceptMixer, EditPoint
 from cocomix.model.modeling import CoCoMixForCausalLM
+from cocomix.steer.notation import Edit, parse_edit
+from cocomix.steer.rows import RowEdits
 
-FORM = re.compile(r"^\s*(\d+)\s*=\s*(?:[x×*](?P<scale>\S+)|set:(?P<set>\S+)|(?P<add>[+-]\S+)|(?P<ablate>off))\s*$")
+__all__ = ["Edit", "parse_edit", "steering"]
 
+Edits = Sequence[Edit] | Sequence[Sequence[Edit]]
+"""Edits of every row, or those of each request; a request has one row or more of a batch, all of the same number."""
 
-@dataclass(frozen=True)
-class Edit:
-    """One change of one concept's logit at every position."""
-
-    concept: int
-    kind: str
-    """``scale``: z·value; ``set``: value; ``add``: z + value; ``ablate``: never among the K that are mixed."""
-    value: float = 0.0
-
-    def __str__(self) -> str:
-        how = {
-            "scale": f"×{self.value:g}",
-            "set": f"set to {self.value:g}",
-            "add": f"{self.value:+g}",
-            "ablate": "off",
-        }
-        return f"concept {self.concept} {how[self.kind]}"
-
-
-def parse_edit(text: str) -> Edit:
-    """``12=x5`` (or ``×5``) scales, ``12=set:4`` sets, ``12=+3`` and ``12=-3`` add, ``12=off`` ablates.
-
-    Raises :class:`UserError` for anything else, not-a-number and infinity included.
-    """
-    match = FORM.match(text)
-    forms = "write ID=x5 (scale), ID=set:4, ID=+3 or ID=-3 (add), ID=off (ablate)"
-    if match is None:
-        raise UserError(f"--steer {text!r} is no edit: {forms}")
-    kind, number = next((k, v) for k, v in match.groupdict().items() if v is not None)
-    if kind == "ablate":
-        return Edit(int(match[1]), kind)
-    try:
-        value = float(number)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"--steer {text!r}: {number!r} is no finite number; {forms}")
-    return Edit(int(match[1]), kind, value)
+PADDED = -1
+"""Position of a token that is padding."""
 
 
 @contextmanager
-def steering(model: CoCoMixForCausalLM, edits: Sequence[Edit]) -> Iterator[None]:
-    """Within the context the model runs with the edits; no edits leave it exactly as it is.
+def steering(
+    model: CoCoMixForCausalLM,
+    edits: Edits,
+    prompt: Sequence[int] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Iterator[None]:
+    """Within the context this thread runs the model with the edits; no edits leave it exactly as it is.
 
-    Raises :class:`UserError` for a concept outside the model's dictionary.
+    ``edits`` are those of every row, or a list for each request: of R requests in B rows, row r belongs to request
+    r // (B/R), as ``generate`` repeats rows for beams and samples. Spans count the tokens of a row without padding,
+    with a cache as without. ``prompt``: tokens of each prompt, wanted where a span or a stop counts from its end;
+    ``tokenizer``: wanted for stops, which need rows that stay in their order (beams do not).
+
+    Raises :class:`UserError` for a concept outside the model's dictionary and strengths that are no numbers,
+    :class:`ValueError` where something is wanted and missing.
     """
-    mixer = model.mixer
-    if not isinstance(mixer, ConceptMixer):
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    if not isinstance(model.mixer, ConceptMixer):
         raise UserError("this model predicts no concepts: there is nothing to steer")
-    size = model.config.num_concepts
-    for edit in edits:
-        if not 0 <= edit.concept < size:
-            raise UserError(f"concept {edit.concept} is outside the dictionary: ids go from 0 to {size - 1}")
-    if not edits:
+    requests = by_request(edits)
+    for edit in itertools.chain(*requests):
+        check_edit(edit, model.config.num_concepts)
+    wanted = [[edit for edit in request if not edit.changes_nothing] for request in requests]
+    rows = RowEdits(wanted, prompt, tokenizer)
+    if not any(wanted):
         yield
         return
-
-    def change(module: Any, inputs: Any, logits: Tensor) -> Tensor:
-        changed = logits.clone()
-        for edit in edits:
-            changed[..., edit.concept] = _edited(logits[..., edit.concept], edit)
-        return changed
-
-    handle = mixer.edit_point.register_forward_hook(change)
+    station = _station(model.mixer.edit_point)
+    mine = _Here.of(station.key)
+    mine.append(rows)
     try:
-        yield
+        with station.manned(model):
+            yield
     finally:
-        handle.remove()
+        mine.remove(rows)
 
 
-def _edited(logit: Tensor, edit: Edit) -> Tensor:
-    match edit.kind:
-        case "scale":
-            return logit * edit.value
-        case "set":
-            return torch.full_like(logit, edit.value)
-        case "add":
-            return logit + edit.value
-        case _:
-            # Below every finite logit, yet finite: −inf times a zero weight would be no number.
-            return torch.full_like(logit, torch.finfo(logit.dtype).min)
+def by_request(edits: Edits) -> list[list[Edit]]:
+    """The edits of each request; of one, where they are every row's."""
+    if all(isinstance(edit, Edit) for edit in edits):
+        return [list(edits)]  # type: ignore[arg-type]
+    return [list(request) for request in edits]  # type: ignore[arg-type]
+
+
+def check_edit(edit: Edit, concepts: int) -> None:
+    """Raises :class:`UserError` for a concept that a dictionary of this size has not, and for bad strengths."""
+    edit.check()
+    if not 0 <= edit.concept < concepts:
+        raise UserError(f"concept {edit.concept} is outside the dictionary: ids go from 0 to {concepts - 1}")
+
+
+class _Here(threading.local):
+    """What this thread steers, and which tokens its model is about to see."""
+
+    def __init__(self) -> None:
+        self.call: tuple[Tensor, Tensor] | None = None
+        self.steered: dict[int, list[RowEdits]] = {}
+
+    @staticmethod
+    def of(key: int) -> list[RowEdits]:
+        return _here.steered.setdefault(key, [])
+
+
+_here = _Here()
+
+
+class _Station:
+    """The edit point of one model. While anybody steers there, :func:`_edit` stands in it and :func:`_note` before the
+    model. The two come and go together: a compiled network guards the one and takes the other as it was then."""
+
+    _keys = itertools.count()
+
+    def __init__(self, edit_point: EditPoint) -> None:
+        self.key = next(self._keys)
+        self._edit = functools.partial(_edit, self.key)
+        self._lock, self._users = threading.Lock(), 0
+        self._handle: Any = None
+
+    @contextmanager
+    def manned(self, model: CoCoMixForCausalLM) -> Iterator[None]:
+        assert isinstance(model.mixer, ConceptMixer)
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._handle = model.register_forward_pre_hook(_note, with_kwargs=True)
+                model.mixer.edit_point.edit = self._edit
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    model.mixer.edit_point.edit = None
+                    self._handle.remove()
+
+
+_stations: WeakKeyDictionary[EditPoint, _Station] = WeakKeyDictionary()
+_stations_lock = threading.Lock()
+
+
+def _station(edit_point: EditPoint) -> _Station:
+    with _stations_lock:
+        if edit_point not in _stations:
+            _stations[edit_point] = _Station(edit_point)
+        return _stations[edit_point]
+
+
+@torch.compiler.disable
+def _note(model: Any, args: Any, kwargs: Any = None) -> None:
+    """Before a forward pass: its tokens and their positions, :data:`PADDED` where one is padding."""
+    if kwargs is None:
+        return  # another thread is just putting this hook on or off: none of ours is wanted
+    given = dict(zip(("input_ids", "attention_mask", "position_ids", "cache"), args, strict=False)) | kwargs
+    ids, mask, positions = (given.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
+    if ids is None:
+        return
+    padding = None if mask is None else mask.bool()
+    if positions is None:
+        cache = given.get("cache") if given.get("cache") is not None else given.get("past_key_values")
+        positions = positions_of(padding, ids.shape[0], model._past(cache), ids.shape[1], ids.device)
+    positions = positions.expand_as(ids)
+    if padding is not None:
+        positions = positions.masked_fill(~padding[:, -ids.shape[1] :], PADDED)
+    _here.call = (ids, positions)
+
+
+def _edit(key: int, logits: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+    """What stands in the edit point. A compiler sees one opaque operation, which asks when it runs."""
+    if torch.compiler.is_compiling():
+        return torch.ops.cocomix.edit(logits, key)
+    return _edited(logits, key)
+
+
+def _edited(logits: Float[Tensor, "B T C"], key: int) -> Float[Tensor, "B T C"]:
+    call, _here.call = _here.call, None
+    if call is None or call[0].shape != logits.shape[:2]:  # the mixer alone was called
+        places = torch.arange(logits.shape[1], device=logits.device).expand(logits.shape[:2])
+        call = torch.full_like(places, -1), places
+    for rows in _here.steered.get(key, ()):
+        logits = rows.apply(logits, *call)
+    return logits
+
+
+def _opaque(logits: Tensor, key: int) -> Tensor:
+    """As :func:`_edited`; an operation's result is never its argument."""
+    edited = _edited(logits, key)
+    return edited.clone() if edited is logits else edited
+
+
+# A recorded CUDA graph would repeat the edits of the thread that recorded it.
+torch.library.define("cocomix::edit", "(Tensor logits, int key) -> Tensor", tags=(torch.Tag.cudagraph_unsafe,))
+torch.library.impl("cocomix::edit", "CompositeExplicitAutograd", _opaque)
+torch.library.register_fake("cocomix::edit", lambda logits, key: torch.empty_like(logits))

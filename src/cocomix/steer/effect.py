@@ -11,6 +11,9 @@ from torch import Tensor
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.steer.edits import Edit, steering
 
+LOGITS_AT_ONCE = 1 << 26
+"""Concept logits held at a time (256 MB in float32)."""
+
 
 def usual_strengths(model: CoCoMixForCausalLM, inputs: Int[Tensor, "B T"], batch: int = 8) -> Float[Tensor, " C"]:
     """Per concept the mean logit at the tokens where it is among the K that are mixed; not a number where it never is.
@@ -18,15 +21,16 @@ def usual_strengths(model: CoCoMixForCausalLM, inputs: Int[Tensor, "B T"], batch
     The unit in which edits of different concepts compare.
     """
     size = model.config.num_concepts
-    total, times = torch.zeros(size), torch.zeros(size)
+    total, times = (torch.zeros(size, device=model.device) for _ in range(2))
+    at_once = max(1, min(batch, LOGITS_AT_ONCE // (size * inputs.shape[1])))
     with torch.no_grad():
-        for part in inputs.split(batch):
-            logits = model(input_ids=part).concept_logits
+        for part in inputs.split(at_once):
+            logits = model(input_ids=part.to(model.device)).concept_logits
             assert logits is not None
             kept = logits.topk(model.config.concept_k, dim=-1)
-            total.index_add_(0, kept.indices.flatten(), kept.values.flatten())
-            times.index_add_(0, kept.indices.flatten(), torch.ones(kept.indices.numel()))
-    return total / times
+            total.index_add_(0, kept.indices.flatten(), kept.values.flatten().float())
+            times.index_add_(0, kept.indices.flatten(), torch.ones_like(kept.values).flatten().float())
+    return (total / times).cpu()
 
 
 def promotion(

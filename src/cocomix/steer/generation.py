@@ -1,32 +1,104 @@
-"""Generation with and without edits from the same random state, so that only the edits differ."""
+"""Generation with and without edits from the same random numbers, so that only the edits differ.
+
+A row's random numbers are its own: a text is the same alone, in a batch, and beside other threads.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
+from cocomix.concepts.teacher import pick_device
 from cocomix.errors import UserError
 from cocomix.model.load import load_model
 from cocomix.model.modeling import CoCoMixForCausalLM
-from cocomix.steer.edits import Edit, steering
+from cocomix.progress import progress
+from cocomix.steer.edits import Edit, check_edit, steering
+from cocomix.steer.requests import Request
 from cocomix.steer.settings import GenerateSettings
+from cocomix.steer.text import token_ids
+from cocomix.steer.usual import in_raw_units, load_usual
 
 
-def generate(settings: GenerateSettings, prompt: str, edits: Sequence[Edit] = ()) -> dict[str, Any]:
-    """Continuations of ``prompt``: ``{"prompt", "edits", "unsteered": [text…], "steered": [text…] | None}``."""
-    model, tokenizer = load_model(settings.model)
-    if edits and not isinstance(model, CoCoMixForCausalLM):
-        raise UserError(f"model={settings.model} predicts no concepts: leave --steer out, or give a run with concepts")
-    return {
-        "prompt": prompt,
-        "edits": [str(edit) for edit in edits],
-        "unsteered": continuations(model, tokenizer, prompt, settings),
-        "steered": continuations(model, tokenizer, prompt, settings, edits) if edits else None,
-    }
+def generate(
+    settings: GenerateSettings, prompt: str, edits: Sequence[Edit] = (), streamers: Sequence[Any] = (None, None)
+) -> dict[str, Any]:
+    """Continuations of ``prompt``: ``{"prompt", "edits", "unsteered": [text…], "steered": [text…] | None}``.
+
+    ``streamers``: what is told of the tokens as they come (transformers' streamers), first of the unsteered text.
+    """
+    return Generator(settings).answer([Request(prompt, tuple(edits))], streamers)[0]
+
+
+def generate_many(settings: GenerateSettings, requests: Sequence[Request]) -> Iterator[dict[str, Any]]:
+    """As :func:`generate` for each request, in their order, ``settings.batch`` at once."""
+    generator = Generator(settings)
+    for request in requests:
+        generator.check(request)
+    with progress("prompts", len(requests)) as bar:
+        for first in range(0, len(requests), settings.batch):
+            part = requests[first : first + settings.batch]
+            yield from generator.answer(part)
+            bar.advance(len(part))
+
+
+class Generator:
+    """A model that answers requests."""
+
+    def __init__(self, settings: GenerateSettings) -> None:
+        self.settings = settings
+        self.model, self.tokenizer = load_model(settings.model, str(pick_device(settings.device)))
+        self._usual: Tensor | None = None
+
+    def check(self, request: Request) -> None:
+        """Raises :class:`UserError` for edits of a model without concepts, or outside its dictionary."""
+        if not request.edits:
+            return
+        if not isinstance(self.model, CoCoMixForCausalLM) or self.model.config.mixer != "concept":
+            raise UserError(
+                f"model={self.settings.model} predicts no concepts: leave --steer out, or give a run with concepts"
+            )
+        for edit in request.edits:
+            check_edit(edit, self.model.config.num_concepts)
+
+    def answer(self, requests: Sequence[Request], streamers: Sequence[Any] = (None, None)) -> list[dict[str, Any]]:
+        """What :func:`generate` returns, of each request."""
+        for request in requests:
+            self.check(request)
+        plain = [Request(request.prompt) for request in requests]
+        edited = [Request(r.prompt, tuple(self._raw(r.edits))) for r in requests if r.edits]
+        unsteered = continue_all(self.model, self.tokenizer, plain, self.settings, streamers[0])
+        steered = iter(continue_all(self.model, self.tokenizer, edited, self.settings, streamers[1]) if edited else ())
+        return [
+            {
+                "prompt": request.prompt,
+                "edits": [str(edit) for edit in request.edits],
+                "unsteered": texts,
+                "steered": next(steered) if request.edits else None,
+            }
+            for request, texts in zip(requests, unsteered, strict=True)
+        ]
+
+    def _raw(self, edits: Sequence[Edit]) -> list[Edit]:
+        if self._usual is None and any(edit.unit == "usual" for edit in edits):
+            assert isinstance(self.model, CoCoMixForCausalLM)
+            self._usual = load_usual(self.settings.model, self.model)
+        return in_raw_units(edits, self._usual)
 
 
 def continuations(
@@ -36,38 +108,109 @@ def continuations(
     settings: GenerateSettings,
     edits: Sequence[Edit] = (),
 ) -> list[str]:
-    """``settings.samples`` continuations (without the prompt) under the edits.
+    """``settings.samples`` continuations (without the prompt) under the edits, whose strengths are raw.
 
     Raises :class:`UserError` when prompt and continuation do not fit into the model's positions.
     """
+    return continue_all(model, tokenizer, [Request(prompt, tuple(edits))], settings)[0]
+
+
+def continue_all(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[Request],
+    settings: GenerateSettings,
+    streamer: Any = None,
+) -> list[list[str]]:
+    """:func:`continuations` of several prompts, each under its own edits, in one batch."""
     anything: Any = model
-    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
-    if ids.shape[1] == 0:
-        ids = torch.tensor([[anything.generation_config.eos_token_id]])
-    limit = getattr(anything.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and ids.shape[1] + settings.max_new_tokens > limit:
+    prompts = [_prompt_ids(model, tokenizer, request.prompt, settings) for request in requests]
+    until = next((e for request in requests for e in request.edits if e.until is not None), None)
+    if until is not None and settings.beams > 1:
+        raise UserError(f"edit {until} ends at a text, which beams={settings.beams} cannot follow: give beams=1")
+    each, how = _search(settings)
+    ids, mask = _left_padded([p for p in prompts for _ in range(each)])
+    end = anything.generation_config.pad_token_id
+    how["pad_token_id"] = _end_id(model) if end is None else end
+    with torch.no_grad(), _steered(model, tokenizer, requests, [len(prompt) for prompt in prompts]):
+        output = anything.generate(
+            ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=settings.max_new_tokens,
+            do_sample=False,
+            streamer=streamer,
+            **how,
+        )
+    texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+    per = len(texts) // len(requests)
+    return [texts[first : first + per] for first in range(0, len(texts), per)]
+
+
+def _search(settings: GenerateSettings) -> tuple[int, dict[str, Any]]:
+    """Rows to make of a prompt beforehand, and what ``generate`` is told."""
+    if settings.beams > 1:
+        return 1, {"num_beams": settings.beams, "num_return_sequences": settings.samples}
+    if settings.temperature == 0:
+        return 1, {"logits_processor": LogitsProcessorList()}
+    steps = LogitsProcessorList([TemperatureLogitsWarper(settings.temperature)])
+    if settings.top_k is not None:
+        steps.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1:
+        steps.append(TopPLogitsWarper(settings.top_p))
+    steps.append(Draw(settings.seed, settings.samples))
+    return settings.samples, {"logits_processor": steps}
+
+
+class Draw(LogitsProcessor):
+    """Makes the greatest score a sample of their softmax: Gumbel noise is added, of each row from its own generator."""
+
+    def __init__(self, seed: int, samples: int) -> None:
+        self._seed, self._samples = seed, samples
+        self._generators: list[torch.Generator] = []
+
+    def __call__(self, input_ids: Int[Tensor, "B T"], scores: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+        while len(self._generators) < len(scores):
+            sample = len(self._generators) % self._samples
+            digest = hashlib.sha256(f"{self._seed} {sample}".encode()).digest()
+            self._generators.append(torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
+        noise = [torch.empty(scores.shape[1]).exponential_(generator=own) for own in self._generators]
+        return scores - torch.stack(noise).log().to(scores.device)
+
+
+def _prompt_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, settings: GenerateSettings
+) -> list[int]:
+    """The prompt's ids; of an empty one the id that ends a text."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    ids = token_ids(tokenizer, prompt, limit, "the prompt") or [_end_id(model)]
+    if limit is not None and len(ids) + settings.max_new_tokens > limit:
         raise UserError(
-            f"the prompt's {ids.shape[1]} tokens and max_new_tokens={settings.max_new_tokens} exceed the model's "
+            f"the prompt's {len(ids)} tokens and max_new_tokens={settings.max_new_tokens} exceed the model's "
             f"{limit} positions: shorten one of them"
         )
-    sampling: dict[str, Any] = {"do_sample": False}
-    if settings.temperature > 0:
-        sampling = {
-            "do_sample": True,
-            "temperature": settings.temperature,
-            "top_k": settings.top_k or 0,
-            "top_p": settings.top_p,
-            "num_return_sequences": settings.samples,
-        }
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), _edited(model, edits):
-        torch.manual_seed(settings.seed)
-        output = anything.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=settings.max_new_tokens, **sampling
-        )
-    return tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+    return ids
 
 
-def _edited(model: PreTrainedModel, edits: Sequence[Edit]) -> Any:
-    if isinstance(model, CoCoMixForCausalLM) and edits:
-        return steering(model, edits)
-    return contextlib.nullcontext()
+def _end_id(model: Any) -> int:
+    ids = model.generation_config.eos_token_id
+    found = ids[0] if isinstance(ids, list) else ids
+    return 0 if found is None else int(found)
+
+
+def _left_padded(prompts: Sequence[list[int]]) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+    length = max(len(prompt) for prompt in prompts)
+    ids, mask = torch.zeros(len(prompts), length, dtype=torch.long), torch.zeros(len(prompts), length, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt) :] = torch.tensor(prompt)
+        mask[row, length - len(prompt) :] = 1
+    return ids, mask
+
+
+def _steered(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request], lengths: list[int]
+) -> Any:
+    if not any(request.edits for request in requests):
+        return contextlib.nullcontext()
+    if not isinstance(model, CoCoMixForCausalLM):
+        raise UserError("this model predicts no concepts: there is nothing to steer")
+    return steering(model, [request.edits for request in requests], lengths, tokenizer)

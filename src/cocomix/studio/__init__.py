@@ -1,0 +1,1 @@
+"""The web studio: read a text through its concepts, look at a concept, steer, compare runs."""

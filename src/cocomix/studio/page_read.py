@@ -1,0 +1,60 @@
+"""The page Read: a text's tokens by surprise or by a concept, and what is mixed behind each."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from cocomix.studio import markup
+from cocomix.studio.answers import QUIET, place, told
+from cocomix.studio.service import Studio
+
+
+class ReadPage(NamedTuple):
+    """What other pages and the address need of this one."""
+
+    text: gr.Textbox
+    colour: gr.Textbox
+    shown: gr.HTML
+    panel: gr.HTML
+    message: gr.HTML
+    read: Any
+    """Handler from (text, colour) to (shown, panel, message)."""
+
+
+def read_page(studio: Studio) -> ReadPage:
+    """Builds the page inside the tab that is open."""
+
+    @told(2)
+    def read(text: str, colour: str) -> tuple[Any, ...]:
+        concept = studio.concept_id(colour) if (colour or "").strip() else None
+        return markup.text(studio.read(text or ""), concept), markup.note(
+            "Choose a token to see what is mixed behind it."
+        )
+
+    @told(1)
+    def choose(event: gr.EventData, text: str) -> tuple[Any, ...]:
+        reading, number = studio.read(text or ""), event._data.get("token")
+        if not isinstance(number, int) or not 0 <= number < len(reading.tokens):
+            return (markup.note("The text has changed: read it again."),)
+        return (markup.token_panel(reading, number),)
+
+    text = gr.Textbox(label="Text", lines=3, max_lines=8, placeholder="Type or paste a text", elem_id="read-text")
+    examples = studio.examples()
+    if examples:
+        picked = gr.Examples([[e] for e in examples], inputs=text, label="Or take a held-out one", examples_per_page=8)
+    with gr.Row(elem_classes="line"):
+        colour = gr.Textbox(label="Colour by a concept (its number; empty: surprise)", elem_id="read-colour", scale=3)
+        button = gr.Button("Read", variant="primary", elem_id="read-button", scale=1, min_width=120)
+    message = place()
+    shown = place("read-shown")
+    panel = place("read-panel")
+    page = ReadPage(text, colour, shown, panel, message, read)
+    events = [button.click, colour.submit] + ([picked.load_input_event.then] if examples else [])
+    for event in events:
+        event(read, [text, colour], [shown, panel, message], **QUIET).then(
+            None, [text, colour], None, js="(text, colour) => studio.remember({text, colour})"
+        )
+    shown.token(choose, [text], [panel, message], **QUIET)
+    return page

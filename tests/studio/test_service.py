@@ -1,0 +1,278 @@
+"""What the pages ask of the model, without a page."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import shlex
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from cocomix.errors import UserError
+from cocomix.steer.edits import parse_edit
+from cocomix.steer.effect import promotion
+from cocomix.steer.usual import load_usual
+from cocomix.studio.service import DOSES, Sampling, Studio
+from cocomix.studio.settings import StudioSettings
+
+TEXT = "The economy of the country depends on oil and gas."
+PROMPT = "The country exports"
+HOW = Sampling(new_tokens=12, temperature=0.8, seed=3)
+
+
+def last(stream):
+    return list(stream)[-1]
+
+
+def a_mixed_concept(studio: Studio, at: int = 0) -> int:
+    """A concept that has a usual strength, the most frequent first."""
+    return studio.read(TEXT).tokens[-1].concepts[at].id
+
+
+def test_a_reading_has_the_models_surprise_and_its_mixed_concepts(studio) -> None:
+    reading = studio.read(TEXT)
+    assert "".join(token.piece for token in reading.tokens) == TEXT
+    ids = torch.tensor([studio.tokenizer(TEXT)["input_ids"]])
+    with torch.no_grad():
+        output = studio.model(input_ids=ids)
+    surprise = -output.logits[0].log_softmax(-1)[torch.arange(ids.shape[1] - 1), ids[0, 1:]]
+    assert reading.tokens[0].surprise is None
+    assert [token.surprise for token in reading.tokens[1:]] == pytest.approx(surprise.tolist(), abs=1e-5)
+    top = output.concept_logits[0].topk(studio.model.config.concept_k)
+    assert [[mixed.id for mixed in token.concepts] for token in reading.tokens] == top.indices.tolist()
+    assert set(reading.names) == set(top.indices.flatten().tolist())
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "the text is empty"),
+        ("oil " * 100, "the model reads 64"),
+        ("x" * 1_000_000, "more than the model's 64 positions"),
+    ],
+)
+def test_a_text_that_cannot_be_read_is_refused_in_one_sentence(studio, text: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        studio.read(text)
+
+
+def test_a_number_finds_the_concept_and_no_text_the_frequent_ones(studio) -> None:
+    assert [found["id"] for found in studio.search(" #7 ")] == [7]
+    frequent = studio.search("")
+    assert [found["count"] for found in frequent] == sorted((found["count"] for found in frequent), reverse=True)
+    word = frequent[0]["promoted"][0]["token"].strip()
+    assert frequent[0]["id"] in [found["id"] for found in studio.search(word, 64)]
+
+
+@pytest.mark.parametrize("text", ['"', "a* OR b", "NEAR(", "'; DROP TABLE names; --", "\0", "(" * 5000, "é{$}`"])
+def test_a_search_takes_any_signs(studio, text: str) -> None:
+    assert isinstance(studio.search(text), list)
+
+
+@pytest.mark.parametrize("text", ["64", "-1", "1e3", "seven", "", "99999999999999999999", "٣", "../7"])
+def test_a_concept_that_is_none_is_refused(studio, text: str) -> None:
+    with pytest.raises(UserError, match="the model has concepts 0 to 63"):
+        studio.concept_id(text)
+
+
+def test_a_card_has_the_teachers_side_and_the_models(studio, run) -> None:
+    concept = a_mixed_concept(studio)
+    card = studio.card(concept)
+    assert card["usual"] == pytest.approx(float(load_usual(str(run))[concept]))
+    assert card["contexts"] and card["promoted"]
+    assert card["student"]["count"] > 0
+
+
+def test_a_name_is_given_shown_everywhere_and_taken_off_again(studio) -> None:
+    concept = a_mixed_concept(studio)
+    before = studio.card(concept)["name"]
+    studio.rename(concept, " <b>crude</b> oil ", "ada")
+    try:
+        assert studio.card(concept)["name"] == "<b>crude</b> oil"
+        assert studio.card(concept)["author"] == "ada"
+        assert studio.read(TEXT).names[concept] == "<b>crude</b> oil"
+        assert concept in [found["id"] for found in studio.search("crude")]
+    finally:
+        studio.rename(concept, "")
+    assert studio.card(concept)["name"] == studio.read(TEXT).names[concept] == before
+
+
+def test_both_texts_are_those_that_the_command_line_makes(studio, cli) -> None:
+    edits = [f"{a_mixed_concept(studio)}=set:10u", "5=+3"]
+    steps = list(studio.stream(PROMPT, edits, HOW))
+    assert len(steps) >= HOW.new_tokens
+    assert all(made.unsteered.startswith(before.unsteered[:-1]) for before, made in zip(steps, steps[1:], strict=False))
+    words = shlex.split(studio.as_command(PROMPT, edits, HOW))
+    assert words[:2] == ["cocomix", "generate"]
+    code, out, err = cli("generate", "--json", *words[2:])
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["prompt"] == PROMPT
+    assert (steps[-1].unsteered, steps[-1].steered) == (told["unsteered"][0], told["steered"][0])
+    assert steps[-1].steered != steps[-1].unsteered
+
+
+@pytest.mark.parametrize("prompt", ["-x 'quoted' \"twice\" $HOME `id`", "prompts=no", "a\nb"])
+def test_the_python_runs_as_it_is_written_whatever_the_prompt(studio, prompt: str) -> None:
+    found: dict = {}
+    exec(studio.as_python(prompt, ["5=+3"], HOW), found)
+    made = last(studio.stream(prompt, ["5=+3"], HOW))
+    assert (made.unsteered, made.steered) == (found["result"]["unsteered"][0], found["result"]["steered"][0])
+
+
+def test_without_edits_one_text_is_made(studio) -> None:
+    assert last(studio.stream(PROMPT, [], HOW)).steered is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "edits", "how", "sentence"),
+    [
+        (PROMPT, ["5=set:nan"], HOW, "no finite number"),
+        (PROMPT, ["5=xinf"], HOW, "no finite number"),
+        (PROMPT, ["5=set:1e30"], HOW, "no number from"),
+        (PROMPT, ["9999=off"], HOW, "outside the dictionary"),
+        (PROMPT, ["five=off"], HOW, "is no edit"),
+        (PROMPT, ["5=off"] * 17, HOW, "17 edits are too many"),
+        ("x" * 1_000_000, [], HOW, "more than the model's 64 positions"),
+        ("oil " * 60, [], HOW, "64 are the most"),
+        (PROMPT, [], HOW._replace(new_tokens=63), "more than the model's 64 positions"),
+        (PROMPT, [], HOW._replace(new_tokens=10**9), "new tokens: 1000000000 is no number from 1 to 200"),
+        (PROMPT, [], HOW._replace(temperature=math.nan), "temperature: nan is no number"),
+        (PROMPT, [], HOW._replace(seed=-1), "seed: -1 is no number"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_anything_is(studio, prompt, edits, how, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        studio.stream(prompt, edits, how)
+
+
+def generating() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "generation"]
+
+
+def test_stop_ends_the_work_itself(studio) -> None:
+    passes = []
+    handle = studio.model.register_forward_hook(lambda *_: passes.append(1))
+    stop = threading.Event()
+    try:
+        steps = []
+        for made in studio.stream(PROMPT, ["5=+3"], HOW._replace(new_tokens=40), stop):
+            steps.append(made)
+            stop.set()
+    finally:
+        handle.remove()
+    assert generating() == []
+    assert len(passes) < 40
+    assert len(steps) < 40
+
+
+def test_whoever_leaves_ends_the_work_and_frees_the_place(studio) -> None:
+    for _ in range(2 * studio.settings.generations):
+        stream = studio.stream(PROMPT, [], HOW)
+        next(stream)
+        stream.close()
+        assert generating() == []
+    assert last(studio.stream(PROMPT, [], HOW)).unsteered
+
+
+def test_fifty_at_once_with_mixed_edits_each_get_their_own_answer(studio) -> None:
+    first, second = a_mixed_concept(studio), a_mixed_concept(studio, 1)
+    kinds = [[], [f"{first}=set:10u"], [f"{second}=-8u", "5=x3"], [f"{first}=off", f"{second}=off"], ["5=set:30"]]
+    asked = [(PROMPT, kinds[n % 5], HOW._replace(new_tokens=6, seed=n % 10)) for n in range(50)]
+    alone = [last(studio.stream(*one)) for one in asked[:10]]
+    assert len(set(alone)) == 10
+    gc.collect()
+    before = sum(isinstance(value, torch.Tensor) for value in gc.get_objects())
+    with ThreadPoolExecutor(50) as pool:
+        together = list(pool.map(lambda one: last(studio.stream(*one)), asked))
+    assert together == alone * 5
+    assert generating() == []
+    assert studio.model.mixer.edit_point.edit is None
+    gc.collect()
+    assert sum(isinstance(value, torch.Tensor) for value in gc.get_objects()) <= before + 5
+
+
+def test_a_dose_is_measured_on_held_out_text_in_usual_strengths(studio, run) -> None:
+    concept = a_mixed_concept(studio)
+    steps = list(studio.dose_response(concept))
+    assert [len(step) for step in steps] == list(range(1, len(DOSES) + 1))
+    assert [dose for dose, _ in steps[-1]] == list(DOSES)
+    usual = float(load_usual(str(run))[concept])
+    tokens = [entry["id"] for entry in studio.card(concept)["promoted"]]
+    edit = parse_edit(f"{concept}=set:{8 * usual!r}")
+    due = promotion(studio.model, studio._held_out(8), [edit], tokens)
+    assert steps[-1][-1].nats == pytest.approx(due, abs=1e-5)
+    assert abs(due) > 1e-4
+
+
+def test_a_measurement_can_be_stopped(studio) -> None:
+    stop = threading.Event()
+    steps = []
+    for step in studio.dose_response(a_mixed_concept(studio), stop):
+        steps.append(step)
+        stop.set()
+    assert len(steps) == 1
+
+
+def test_runs_are_found_beside_the_model_and_compared(studio) -> None:
+    assert list(studio.runs()) == ["cocomix", "ntp"]
+    comparison = studio.compare(["cocomix", "ntp", "ntp"])
+    assert [entry.name for entry in comparison.entries] == ["ntp", "cocomix"]
+    assert len(comparison.pairs) == 1
+
+
+@pytest.mark.parametrize("name", ["../cocomix", "/etc/passwd", "cocomix/../ntp", "", "ntp\0", "."])
+def test_a_run_is_taken_by_a_name_that_was_found_only(studio, name: str) -> None:
+    with pytest.raises(UserError, match="there is no run"):
+        studio.compare([name])
+
+
+def test_a_damaged_run_is_left_out(own) -> None:
+    studio = Studio(StudioSettings(model=str(own)))
+    other = own.parent / "other"
+    other.mkdir()
+    (other / "run.json").write_text('{"format": 1')
+    assert list(studio.runs()) == ["cocomix"]
+
+
+def test_a_shorter_limit_than_the_models_holds_for_texts_and_prompts(run) -> None:
+    studio = Studio(StudioSettings(model=str(run), prompt_tokens=5, new_tokens=3))
+    for ask in (lambda: studio.read(TEXT), lambda: studio.stream(TEXT, [], Sampling(3))):
+        with pytest.raises(UserError, match="5 are the most: shorten it"):
+            ask()
+    with pytest.raises(UserError, match="new tokens: 4 is no number from 1 to 3"):
+        studio.stream("The", [], Sampling(4))
+
+
+def test_without_an_atlas_one_can_read_and_steer_and_is_told_how_to_make_one(own) -> None:
+    (own.parents[1] / "data" / "labels" / "concepts" / "atlas.sqlite").unlink()
+    (own / "atlas.sqlite").unlink()
+    studio = Studio(StudioSettings(model=str(own)))
+    reading = studio.read(TEXT)
+    assert reading.names[reading.tokens[0].concepts[0].id].startswith("concept ")
+    with pytest.raises(UserError, match="make one with 'cocomix concepts atlas'"):
+        studio.search("oil")
+
+
+def test_a_corrupt_atlas_is_one_sentence(own, cli) -> None:
+    (own.parents[1] / "data" / "labels" / "concepts" / "atlas.sqlite").write_bytes(b"SQLite format 3\0" + b"x" * 5000)
+    code, out, err = cli("studio", own, "port=0")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("error: ")
+    assert "atlas.sqlite is damaged" in err
+    assert "Traceback" not in err
+
+
+def test_an_atlas_that_breaks_while_it_is_read_is_one_sentence(own) -> None:
+    studio = Studio(StudioSettings(model=str(own)))
+    path = own.parents[1] / "data" / "labels" / "concepts" / "atlas.sqlite"
+    with path.open("rb+") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (path.stat().st_size - 4096))
+    with pytest.raises(UserError, match="is damaged"):
+        for id in range(64):
+            studio.card(id)
