@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +57,7 @@ class Needs(NamedTuple):
     flops: float
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     options.add_argument("--prompt", type=int, default=64)
@@ -68,7 +68,7 @@ def main() -> int:
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--json", type=Path)
     options.add_argument("--tiny", action="store_true", help="seconds instead of minutes: does it run?")
-    given = options.parse_args()
+    given = options.parse_args(words)
     keep_freed_memory()  # as cocomix train does; here for all alike
     sizes, prompt, new = (TINY, 8, 8) if given.tiny else (Sizes(), given.prompt, given.new)
     side = 256 if given.tiny else 8192 if given.device.startswith("cuda") else 2048

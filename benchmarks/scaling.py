@@ -18,7 +18,7 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -51,7 +51,7 @@ class Point(NamedTuple):
     tokens: int
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--method", choices=list(METHODS), default="insert")
     options.add_argument(
@@ -62,7 +62,7 @@ def main() -> int:
     options.add_argument("--plot", type=Path, help="PNG file")
     options.add_argument("--json", type=Path)
     options.add_argument("--tiny", action="store_true", help="seconds instead of minutes: does it run?")
-    given = options.parse_args()
+    given = options.parse_args(words)
     steps = 4 if given.tiny else given.steps
 
     peak = measured_peak(given.threads, 256 if given.tiny else 2048)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,7 +48,7 @@ COLUMNS = {
 }
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--nanogpt", type=Path, help="nanoGPT's model.py")
     options.add_argument("--windows", type=int, default=1)
@@ -60,7 +60,7 @@ def main() -> int:
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--json", type=Path)
     options.add_argument("--tiny", action="store_true", help="seconds instead of minutes: does it run?")
-    given = options.parse_args()
+    given = options.parse_args(words)
     sizes = TINY if given.tiny else Sizes()
     tokens = min(given.tokens, sizes.context)
     keep_freed_memory()  # as cocomix train does; here for all alike

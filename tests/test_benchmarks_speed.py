@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -38,21 +40,25 @@ class GPT(torch.nn.Module):
 """What the benchmark wants of a file with nanoGPT's model, and a model of two tokens in it."""
 
 
-def run(name: str, folder: Path, *words: str) -> tuple[str, dict]:
-    """Table and JSON of a benchmark."""
-    result = folder / "result.json"
-    command = [sys.executable, str(BENCHMARKS / name), "--tiny", "--repeats", "1", "--threads", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--json", str(result), *words], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads(result.read_text())
+@pytest.fixture
+def run(tmp_path, capsys, monkeypatch):
+    """Runs a benchmark in this process; returns its table and its JSON."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    threads = torch.get_num_threads()
+
+    def benchmark(name: str, *words: str) -> tuple[str, dict]:
+        result = tmp_path / "result.json"
+        every = ["--tiny", "--repeats", "1", "--threads", "1", "--json", str(result)]
+        assert importlib.import_module(name).main([*every, *words]) == 0
+        return capsys.readouterr().out, json.loads(result.read_text())
+
+    yield benchmark
+    torch.set_num_threads(threads)
 
 
-def test_plain_codes_and_every_mixing_stand_beside_next_token_prediction(tmp_path):
+def test_plain_codes_and_every_mixing_stand_beside_next_token_prediction(run, tmp_path):
     (tmp_path / "model.py").write_text(PLAIN_GPT)
-    printed, result = run("vs_plain.py", tmp_path, "--nanogpt", str(tmp_path / "model.py"))
+    printed, result = run("vs_plain", "--nanogpt", str(tmp_path / "model.py"))
     rows = {row["name"]: row for row in result["rows"]}
     ours = ["cocomix: ntp", "cocomix: insert", "cocomix: add", "cocomix: memory"]
     assert list(rows) == [*ours, "transformers: ntp", "nanoGPT: ntp"]
@@ -62,19 +68,13 @@ def test_plain_codes_and_every_mixing_stand_beside_next_token_prediction(tmp_pat
     assert all(name in printed for name in rows)
 
 
-def test_a_missing_file_of_nanogpt_is_named(tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "vs_plain.py"), "--tiny", "--nanogpt", str(tmp_path / "none.py")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode != 0
-    assert f"--nanogpt {tmp_path / 'none.py'} is no Python file" in done.stderr
+def test_a_missing_file_of_nanogpt_is_named(run, tmp_path):
+    with pytest.raises(SystemExit, match=r"is no Python file: give nanoGPT's model\.py"):
+        run("vs_plain", "--nanogpt", str(tmp_path / "none.py"))
 
 
-def test_decoding_is_compared_with_the_backbone_alone_in_time_and_in_bytes(tmp_path):
-    printed, result = run("decode.py", tmp_path, "--batch", "1", "3")
+def test_decoding_is_compared_with_the_backbone_alone_in_time_and_in_bytes(run):
+    printed, result = run("decode", "--batch", "1", "3")
     rows = {(row["batch"], row["method"]): row for row in result["rows"]}
     assert set(rows) == {(batch, method) for batch in (1, 3) for method in ("ntp", "insert", "add", "memory")}
     width, depth, vocabulary, concepts, kept, tokens = 32, 4, 384, 64, 8, 8 + 8 / 2
@@ -87,8 +87,8 @@ def test_decoding_is_compared_with_the_backbone_alone_in_time_and_in_bytes(tmp_p
     assert "batch 3, memory" in printed
 
 
-def test_scaling_tells_every_series_and_the_run_s_length_and_draws_them(tmp_path):
-    printed, result = run("scaling.py", tmp_path, "--plot", str(tmp_path / "scaling.png"))
+def test_scaling_tells_every_series_and_the_run_s_length_and_draws_them(run, tmp_path):
+    printed, result = run("scaling", "--plot", str(tmp_path / "scaling.png"))
     series = {row["series"] for row in result["rows"]}
     assert {"concepts", "width"} < series
     assert len(series) == 4

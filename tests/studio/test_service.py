@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import math
 import shlex
@@ -83,7 +84,8 @@ def test_a_card_has_the_teachers_side_and_the_models(studio, run) -> None:
     concept = a_mixed_concept(studio)
     card = studio.card(concept)
     assert card["usual"] == pytest.approx(float(load_usual(str(run))[concept]))
-    assert card["contexts"] and card["promoted"]
+    assert card["contexts"]
+    assert card["promoted"]
     assert card["student"]["count"] > 0
 
 
@@ -105,7 +107,7 @@ def test_both_texts_are_those_that_the_command_line_makes(studio, cli) -> None:
     edits = [f"{a_mixed_concept(studio)}=set:10u", "5=+3"]
     steps = list(studio.stream(PROMPT, edits, HOW))
     assert len(steps) >= HOW.new_tokens
-    assert all(made.unsteered.startswith(before.unsteered[:-1]) for before, made in zip(steps, steps[1:], strict=False))
+    assert all(made.unsteered.startswith(before.unsteered[:-1]) for before, made in itertools.pairwise(steps))
     words = shlex.split(studio.as_command(PROMPT, edits, HOW))
     assert words[:2] == ["cocomix", "generate"]
     code, out, err = cli("generate", "--json", *words[2:])
@@ -274,5 +276,4 @@ def test_an_atlas_that_breaks_while_it_is_read_is_one_sentence(own) -> None:
         file.seek(4096)
         file.write(b"\xff" * (path.stat().st_size - 4096))
     with pytest.raises(UserError, match="is damaged"):
-        for id in range(64):
-            studio.card(id)
+        [studio.card(id) for id in range(64)]

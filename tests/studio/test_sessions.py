@@ -5,24 +5,11 @@ from __future__ import annotations
 from cocomix.studio.sessions import Sessions
 
 
-def test_stopping_reaches_ones_own_work_alone() -> None:
+def test_stopping_reaches_all_of_ones_own_work_and_nobody_elses() -> None:
     sessions = Sessions()
-    with (
-        sessions.work("a", "texts") as mine,
-        sessions.work("a", "doses") as other,
-        sessions.work("b", "texts") as theirs,
-    ):
-        assert sessions.stop("a", "texts")
-        assert (mine.is_set(), other.is_set(), theirs.is_set()) == (True, False, False)
+    with sessions.work("a") as texts, sessions.work("a") as doses, sessions.work("b") as theirs:
+        assert len(sessions) == 3
         assert sessions.stop("a")
-        assert (other.is_set(), theirs.is_set()) == (True, False)
+        assert (texts.is_set(), doses.is_set(), theirs.is_set()) == (True, True, False)
     assert len(sessions) == 0
     assert not sessions.stop("a")
-
-
-def test_new_work_ends_the_former_of_its_kind() -> None:
-    sessions = Sessions()
-    with sessions.work("a", "texts") as former:
-        with sessions.work("a", "texts") as latter:
-            assert (former.is_set(), latter.is_set()) == (True, False)
-        assert len(sessions) == 0

@@ -100,6 +100,7 @@ GROUPS = {
     "data": "Text into token shards, and their check.",
     "sae": "Sparse autoencoders on a teacher's residual stream: train, check and convert.",
     "concepts": "What a teacher knows of a dataset: concept labels and probabilities; an atlas of concepts.",
+    "steer": "How well a model's concepts steer it.",
 }
 
 VERBS: list[tuple[str, str, str]] = [
@@ -123,6 +124,7 @@ VERBS: list[tuple[str, str, str]] = [
     ("compare", "compare", "cocomix.compare.settings:CompareSettings"),
     ("inspect", "inspect", "cocomix.steer.settings:InspectSettings"),
     ("generate", "generate", "cocomix.steer.settings:GenerateSettings"),
+    ("steer score", "steer", "cocomix.steer.score_settings:ScoreSettings"),
     ("studio", "studio", "cocomix.studio.settings:StudioSettings"),
     ("export", "export", "cocomix.train.settings:ReferenceSettings"),
 ]

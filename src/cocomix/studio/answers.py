@@ -47,15 +47,15 @@ def told(outputs: int) -> Callable[[Callable[..., tuple[Any, ...]]], Callable[..
 def told_as_it_comes(outputs: int) -> Callable[[Callable[..., Iterator[tuple[Any, ...]]]], Callable[..., Any]]:
     """The same of a handler that answers bit by bit."""
 
-    def wrap(handler: Callable[..., Iterator[tuple[Any, ...]]]) -> Callable[..., Any]:
-        @functools.wraps(handler)
-        def run(*given: Any) -> Iterator[tuple[Any, ...]]:
-            try:
-                for answer in handler(*given):
-                    yield (*answer, "")
-            except UserError as error:
-                yield (*[gr.skip()] * outputs, markup.alert(str(error)))
+    def answers(handler: Callable[..., Iterator[tuple[Any, ...]]], given: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+        try:
+            for answer in handler(*given):
+                yield (*answer, "")
+        except UserError as error:
+            yield (*[gr.skip()] * outputs, markup.alert(str(error)))
 
-        return run
+    def wrap(handler: Callable[..., Iterator[tuple[Any, ...]]]) -> Callable[..., Any]:
+        # A lambda: gradio asks whether it is a generator function, which a function whose types are checked is not.
+        return functools.wraps(handler)(lambda *given: (yield from answers(handler, given)))
 
     return wrap

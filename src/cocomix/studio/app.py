@@ -123,7 +123,7 @@ def _from_the_address(
             *steer.show_rows(max(1, sum(bool(row.concept) for row in rows))),
             of("edits"),
             runs.refresh(asked["runs"].splitlines() if "runs" in asked else []),
-            asked["axis"] if asked.get("axis") in dict(map(reversed, AXES)) else gr.skip(),  # type: ignore[arg-type]
+            asked["axis"] if asked.get("axis") in [name for _, name in AXES] else gr.skip(),
         )
 
     def show(text: str, colour: str, number: str, search: str) -> tuple[Any, ...]:

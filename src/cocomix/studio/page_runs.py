@@ -33,7 +33,7 @@ def runs_page(studio: Studio) -> RunsPage:
 
     @told(1)
     def compare(chosen: list[str], axis: str) -> tuple[Any, ...]:
-        if axis not in dict(map(reversed, AXES)):
+        if axis not in [name for _, name in AXES]:
             raise UserError(f"curves against {str(axis)[:20]!r} are not drawn: choose tokens, flops or seconds")
         if not chosen:
             return (markup.note("Choose the runs to compare."),)

@@ -49,7 +49,7 @@ def steer_page(studio: Studio, sessions: Sessions) -> SteerPage:
     ) -> Iterator[tuple[Any, ...]]:
         prompt, edits, how = prompt or "", written(chunks(rows), more, unit), Sampling(new, temperature, seed)
         made, rest = Texts("", "" if edits else None), [gr.skip()] * 3
-        with sessions.work(request.session_hash or "", "texts") as stop:
+        with sessions.work(request.session_hash or "") as stop:
             stream = studio.stream(prompt, edits, how, stop)
             again = studio.as_command(prompt, edits, how), studio.as_python(prompt, edits, how)
             yield markup_results.texts(prompt, made, edits, "waiting …"), "\n".join(edits), *again
@@ -62,7 +62,7 @@ def steer_page(studio: Studio, sessions: Sessions) -> SteerPage:
     def respond(request: gr.Request, number: str) -> Iterator[tuple[Any, ...]]:
         id = studio.concept_id(number or "")
         name = studio.names({id})[id]
-        with sessions.work(request.session_hash or "", "doses") as stop:
+        with sessions.work(request.session_hash or "") as stop:
             yield (markup.note("measuring …"),)
             for doses in studio.dose_response(id, stop):
                 yield (markup_results.doses(doses, name, DOSES),)

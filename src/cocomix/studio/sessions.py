@@ -8,32 +8,28 @@ from contextlib import contextmanager
 
 
 class Sessions:
-    """The running work of each window and kind, at most one at a time."""
+    """The running work of each window."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._running: dict[tuple[str, str], threading.Event] = {}
+        self._running: list[tuple[str, threading.Event]] = []
 
     @contextmanager
-    def work(self, session: str, kind: str) -> Iterator[threading.Event]:
-        """An event that is set when the work is to end; the window's former work of this kind is told to end."""
-        mine, key = threading.Event(), (session, kind)
+    def work(self, session: str) -> Iterator[threading.Event]:
+        """An event that is set when this work of a window is to end."""
+        mine = (session, threading.Event())
         with self._lock:
-            former, self._running[key] = self._running.get(key), mine
-        if former is not None:
-            former.set()
+            self._running.append(mine)
         try:
-            yield mine
+            yield mine[1]
         finally:
-            mine.set()
             with self._lock:
-                if self._running.get(key) is mine:
-                    del self._running[key]
+                self._running.remove(mine)
 
-    def stop(self, session: str, kind: str | None = None) -> bool:
-        """Tells a window's work to end, of one kind or all; whether there was any."""
+    def stop(self, session: str) -> bool:
+        """Tells all work of a window to end; whether there was any."""
         with self._lock:
-            found = [event for key, event in self._running.items() if key[0] == session and kind in (None, key[1])]
+            found = [event for name, event in self._running if name == session]
         for event in found:
             event.set()
         return bool(found)

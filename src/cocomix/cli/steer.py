@@ -1,0 +1,45 @@
+"""`cocomix steer`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cocomix.cli.common import Json, Overrides, quiet_transformers, show
+
+
+def score(
+    run: Annotated[str | None, typer.Argument(help="Run folder of a model with concepts.")] = None,
+    words: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """How well concepts steer, over many concepts and strengths: judged by the teacher and its autoencoder, by promoted
+    tokens, perplexity and repetition, beside the decoder row in the teacher and a random direction at equal doses.
+
+    Writes steering.json, steering.md and steering.png; a score that was stopped goes on with the same command.
+
+    Example: cocomix steer score runs/cocomix concepts=32 doses=1,2,4,8
+    """
+    from cocomix.config import load_settings
+    from cocomix.files import write_json, write_text
+    from cocomix.progress import say
+    from cocomix.report.steering import steering_table, summarised
+    from cocomix.report.steering_plot import write_steering
+    from cocomix.steer.score import score as measure
+    from cocomix.steer.score import score_folder
+    from cocomix.steer.score_settings import ScoreSettings
+
+    quiet_transformers()
+    given = list(words or [])
+    if run is not None and run.startswith("model="):
+        given, run = [run, *given], None
+    settings = load_settings(ScoreSettings, given, model=run)
+    folder = score_folder(settings)
+    found = measure(settings)
+    summary = summarised(found, settings.fluency)
+    result, table = {**found, "summary": summary}, steering_table(found, summary)
+    write_text(folder / "steering.md", table)
+    say(f"picture: {write_steering(summary, folder / 'steering.png')}")
+    write_json(folder / "steering.json", result)
+    show(result, table, as_json)
