@@ -31,3 +31,8 @@ def quiet_transformers() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def plain(name: str, value: str) -> str:
+    """The value of an argument that stands by its place, which someone may have written as a setting, NAME=VALUE."""
+    return value.removeprefix(f"{name}=")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.common import Json, Overrides, show
+from cocomix.cli.common import Json, Overrides, plain, show
 
 Source = Annotated[str, typer.Argument(help="File, folder, hub dataset, or folder with nanoGPT's train.bin.")]
 Out = Annotated[str, typer.Argument(help="The dataset folder to write.")]
@@ -40,7 +40,7 @@ def prepare(source: Source, out: Out, words: Overrides = None, json: Json = Fals
     from cocomix.dist.lead import LEADER_SECONDS
     from cocomix.dist.world import joined
 
-    settings = load_settings(PrepareSettings, words or [], source=source, out=out)
+    settings = load_settings(PrepareSettings, words or [], source=plain("source", source), out=plain("out", out))
     with joined(LEADER_SECONDS) as world:
         manifest = prepare_dataset(settings)
     if not world.first:
