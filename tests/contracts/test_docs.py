@@ -55,6 +55,8 @@ NOT_RUN = {
     "data/owt": "a corpus of gigabytes",
     "openai/": "a released autoencoder",
     "openwebtext": "a corpus of gigabytes",
+    "cocomix studio ": "serves until it is stopped; tests/studio/ uses it in a browser",
+    "steer score ": "takes minutes; tests/steer/test_score.py runs it",
     "--watch": "waits until a sweep has ended; tests/compare/ follows runs",
     "1.38b/": "a dry run of a large model takes a minute",
 }
@@ -138,7 +140,7 @@ def accept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     def nothing(*_: object) -> None:
         raise Understood
 
-    load = config.load_settings
+    load, real_plan = config.load_settings, plan.plan
     monkeypatch.setattr(config, "load_settings", settings)
     monkeypatch.setattr(plan, "plan", nothing)  # it reads its settings in its own way
 
@@ -178,7 +180,11 @@ def accept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
                 for option in options:
                     assert not option.startswith("-") or f'"{option}"' in source, f"{program} has no {option}"
 
-    return accept
+    yield accept
+    for module in list(sys.modules.values()):  # that were first imported meanwhile and took the stand-in along
+        for name, value in ((name, vars(module)[name]) for name in ("load_settings", "plan") if name in vars(module)):
+            if value is settings or value is nothing:
+                setattr(module, name, load if value is settings else real_plan)
 
 
 def small(words: list[str]) -> list[str]:

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": {"data", "model"},
     "evaluate": {"data", "dist", "model"},
     "report": {"compare"},
-    "steer": {"model", "concepts"},
+    "steer": {"data", "model", "concepts"},
     "studio": {"data", "model", "concepts", "evaluate", "compare", "report", "steer"},
     "train": {"data", "dist", "ops", "model", "concepts", "losses", "evaluate"},
     "sweep": {"data", "concepts", "train"},

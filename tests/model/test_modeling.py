@@ -14,7 +14,7 @@ from cocomix.testing.models import TINY_BACKBONES, TINY_MIXERS, tiny_config, tin
 
 
 def name(form: dict) -> str:
-    return "-".join(form.values())
+    return "-".join(map(str, form.values()))
 
 
 @pytest.fixture

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("gradio")
 
+STEPS, DOCUMENTS = (400, 60) if os.environ.get("COCOMIX_PICTURES") else (20, 4)
+"""For pictures the models have to have learnt something."""
 BACKBONE = "model.backbone={model_type: gpt2, n_embd: 64, n_layer: 4, n_head: 4, initializer_range: 0.1}"
 
 
@@ -27,11 +30,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data, sae = folder / "data", folder / "sae"
     write_factbook(folder / "factbook.jsonl")
     prepare = ["data", "prepare", folder / "factbook.jsonl", data, "vocab_size=768", "window=64", "val_fraction=0.25",
-               "limit_documents=4"]  # fmt: skip
+               f"limit_documents={DOCUMENTS}"]  # fmt: skip
     assert main([str(word) for word in prepare]) == 0
     dataset = Dataset.open(data)
-    tiny_sae(sae, tiny_teacher(folder / "teacher", dataset, steps=30), dataset)
-    rest = ["steps=20", "batch_windows=8", "checkpoint.number=1", "evaluations=2", "eval_documents=1"]
+    tiny_sae(sae, tiny_teacher(folder / "teacher", dataset, steps=STEPS), dataset)
+    rest = [f"steps={STEPS}", "batch_windows=8", "checkpoint.number=1", "evaluations=2", "eval_documents=1"]
     cocomix, ntp = folder / "runs" / "cocomix", folder / "runs" / "ntp"
     for words in (
         ["concepts", "extract", f"data={data}", f"sae={sae}", "force=true"],

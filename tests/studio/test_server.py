@@ -46,10 +46,10 @@ def test_fifty_requests_at_once_each_get_their_own_answer_and_none_fails(server,
     kinds = [[], [f"{ids[0]}=set:10u"], [f"{ids[1]}=-8u", "5=x3"], ["5=set:30"], [f"{ids[0]}=off"]]
     due = {}
     for n in range(10):
-        for made in studio.stream(PROMPT, kinds[n % 5], Sampling(6, 0.8, n)):
+        for made in studio.stream(PROMPT, kinds[n % 5], Sampling(4, 0.8, n)):
             due[n] = [PROMPT + text for text in made if text is not None]
     client = Client(server.local_url, verbose=False)
-    jobs = [client.submit(*asked(PROMPT, kinds[n % 5], n % 10), api_name="/write") for n in range(50)]
+    jobs = [client.submit(*asked(PROMPT, kinds[n % 5], n % 10, new=4), api_name="/write") for n in range(50)]
     for n, job in enumerate(jobs):
         page, *_, message = job.result(timeout=120)
         assert message == ""

@@ -40,11 +40,20 @@ class ScoreSettings(Settings):
     out: str | None = Field(None, description="folder of the result; none: steering/ in the run's folder")
     device: str = Field("auto", description=DEVICE)
 
-    @field_validator("concepts", "doses", mode="before")
+    @field_validator("concepts", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
-        """``0,1,2``, as a command line says it."""
-        return value.split(",") if isinstance(value, str) and "," in value else value
+        """``12,40``, as a command line says it."""
+        words = value.split(",") if isinstance(value, str) else []
+        if not all(word.strip().isdecimal() for word in words):
+            raise ValueError(f"concepts={value} is neither a number nor a list of ids: write concepts=16 or 12,40")
+        return words if len(words) > 1 else value
+
+    @field_validator("doses", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        """``0,1,2``, as a command line says it, or one number."""
+        return value.split(",") if isinstance(value, str) else [value] if isinstance(value, int | float) else value
 
     @field_validator("concepts")
     @classmethod

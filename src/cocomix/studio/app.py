@@ -75,9 +75,9 @@ def _between_pages(tabs: gr.Tabs, read: ReadPage, concept: ConceptPage, steer: S
             None, concept.concept, None, js="(concept) => studio.remember({tab: 'concept', concept})"
         )
 
-    def steer_with(number: str, shown: int, *fields: str) -> tuple[Any, ...]:
+    def steer_with(number: str | None, shown: int, *fields: str | None) -> tuple[Any, ...]:
         """Into the first row that is free or has the concept already; the first, where none is."""
-        free = next((at for at, field in enumerate(fields) if field in ("", number)), 0)
+        free = next((at for at, field in enumerate(fields) if field in ("", None, number)), 0)
         concepts = (number if at == free else gr.skip() for at in range(len(fields)))
         return (gr.Tabs(selected="steer"), *concepts, *steer.show_rows(max(shown, free + 1)))
 
@@ -107,7 +107,7 @@ def _from_the_address(
     """What the address says is put into the fields, and shown where that is quick: no text is written unasked."""
     query = gr.Textbox(visible="hidden")
 
-    def restore(address: str) -> tuple[Any, ...]:
+    def restore(address: str | None) -> tuple[Any, ...]:
         asked = {key: values[0] for key, values in parse_qs((address or "").removeprefix("?")).items()}
 
         def of(key: str) -> Any:  # what is not asked for stays: somebody may be typing already
@@ -126,7 +126,7 @@ def _from_the_address(
             asked["axis"] if asked.get("axis") in [name for _, name in AXES] else gr.skip(),
         )
 
-    def show(text: str, colour: str, number: str, search: str) -> tuple[Any, ...]:
+    def show(text: str | None, colour: str | None, number: str | None, search: str | None) -> tuple[Any, ...]:
         return (
             *(read.read(text, colour) if text else [gr.skip()] * 3),
             *(concept.open(number) if number else [gr.skip()] * 4),

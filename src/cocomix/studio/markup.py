@@ -19,8 +19,9 @@ def escaped(value: object) -> str:
 
 
 def visible(token: str) -> str:
-    """A token by itself: its line breaks and tabs as signs."""
-    return token.replace("\n", "↵").replace("\t", "⇥").replace("\r", "␍") or "∅"
+    """A token by itself: its line breaks and tabs, and spaces alone, as signs."""
+    shown = token.replace("\n", "↵").replace("\t", "⇥").replace("\r", "␍") or "∅"
+    return shown.replace(" ", "␣") if shown.isspace() else shown
 
 
 def alert(sentence: str) -> str:

@@ -32,7 +32,7 @@ def doses(points: Iterable[tuple[float, float]], name: str, expected: Sequence[f
     found = [(dose, nats) for dose, nats in points if math.isfinite(nats)]
     if not found:
         return ""
-    wide, high, pad = 560, 220, 48
+    wide, high, pad = 560, 200, 48
     left, right = min(expected), max(expected)
     low, top = min(0.0, *(n for _, n in found)), max(0.0, *(n for _, n in found))
     top = top if top > low else low + 1.0
@@ -41,7 +41,7 @@ def doses(points: Iterable[tuple[float, float]], name: str, expected: Sequence[f
         return pad + (dose - left) / (right - left) * (wide - 2 * pad)
 
     def y(nats: float) -> float:
-        return high - pad + 8 - (nats - low) / (top - low) * (high - 2 * pad)
+        return high - 28 - (nats - low) / (top - low) * (high - 40)
 
     line = " ".join(f"{x(d):.1f},{y(n):.1f}" for d, n in found)
     dots = "".join(

@@ -33,18 +33,18 @@ def concept_page(studio: Studio) -> ConceptPage:
     """Builds the page inside the tab that is open."""
 
     @told(1)
-    def look(text: str) -> tuple[Any, ...]:
+    def look(text: str | None) -> tuple[Any, ...]:
         return (markup_card.found(studio.search(text or "")),)
 
     @told(3)
-    def open_card(number: str) -> tuple[Any, ...]:
-        if not (number or "").strip():
+    def open_card(number: str | None) -> tuple[Any, ...]:
+        if not number or not number.strip():
             return "", markup.note("Search, or write a concept's number, and choose a concept."), ""
         card = studio.card(studio.concept_id(number))
         return str(card["id"]), markup_card.card(card), card["name"]
 
     @told(3)
-    def rename(request: gr.Request, number: str, name: str, text: str) -> tuple[Any, ...]:
+    def rename(request: gr.Request, number: str | None, name: str | None, text: str | None) -> tuple[Any, ...]:
         id = studio.concept_id(number or "")
         studio.rename(id, name or "", request.username or "")
         card = studio.card(id)

@@ -27,14 +27,14 @@ def read_page(studio: Studio) -> ReadPage:
     """Builds the page inside the tab that is open."""
 
     @told(2)
-    def read(text: str, colour: str) -> tuple[Any, ...]:
-        concept = studio.concept_id(colour) if (colour or "").strip() else None
+    def read(text: str | None, colour: str | None) -> tuple[Any, ...]:
+        concept = studio.concept_id(colour) if colour and colour.strip() else None
         return markup.text(studio.read(text or ""), concept), markup.note(
             "Choose a token to see what is mixed behind it."
         )
 
     @told(1)
-    def choose(event: gr.EventData, text: str) -> tuple[Any, ...]:
+    def choose(event: gr.EventData, text: str | None) -> tuple[Any, ...]:
         reading, number = studio.read(text or ""), event._data.get("token")
         if not isinstance(number, int) or not 0 <= number < len(reading.tokens):
             return (markup.note("The text has changed: read it again."),)

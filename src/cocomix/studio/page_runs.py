@@ -32,16 +32,16 @@ def runs_page(studio: Studio) -> RunsPage:
     """Builds the page inside the tab that is open."""
 
     @told(1)
-    def compare(chosen: list[str], axis: str) -> tuple[Any, ...]:
+    def compare(chosen: list[str] | None, axis: Any) -> tuple[Any, ...]:
         if axis not in [name for _, name in AXES]:
             raise UserError(f"curves against {str(axis)[:20]!r} are not drawn: choose tokens, flops or seconds")
         if not chosen:
             return (markup.note("Choose the runs to compare."),)
         comparison = studio.compare(chosen)
-        plot = loss_plot(comparison, axis).inline if any(entry.run.comparable for entry in comparison.entries) else ""  # type: ignore[arg-type]
+        plot = loss_plot(comparison, axis).inline if any(entry.run.comparable for entry in comparison.entries) else ""
         return (markup_results.runs(comparison, plot),)
 
-    def refresh(chosen: list[str]) -> Any:
+    def refresh(chosen: list[str] | None) -> Any:
         names = list(studio.runs())
         return gr.CheckboxGroup(choices=names, value=[name for name in chosen or names if name in names])
 

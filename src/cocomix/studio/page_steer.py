@@ -45,7 +45,7 @@ def steer_page(studio: Studio, sessions: Sessions) -> SteerPage:
 
     @told_as_it_comes(4)
     def write(
-        request: gr.Request, prompt: str, more: str, new: Any, temperature: Any, seed: Any, *rows: Any
+        request: gr.Request, prompt: str | None, more: str | None, new: Any, temperature: Any, seed: Any, *rows: Any
     ) -> Iterator[tuple[Any, ...]]:
         prompt, edits, how = prompt or "", written(chunks(rows), more, unit), Sampling(new, temperature, seed)
         made, rest = Texts("", "" if edits else None), [gr.skip()] * 3
@@ -59,7 +59,7 @@ def steer_page(studio: Studio, sessions: Sessions) -> SteerPage:
         yield markup_results.texts(prompt, made, edits, state), *rest
 
     @told_as_it_comes(1)
-    def respond(request: gr.Request, number: str) -> Iterator[tuple[Any, ...]]:
+    def respond(request: gr.Request, number: str | None) -> Iterator[tuple[Any, ...]]:
         id = studio.concept_id(number or "")
         name = studio.names({id})[id]
         with sessions.work(request.session_hash or "") as stop:

@@ -23,7 +23,7 @@ class Row(NamedTuple):
     value: float = 2.0
 
 
-def written(rows: Sequence[Row], more: str, unit: str) -> list[str]:
+def written(rows: Sequence[Row], more: str | None, unit: str) -> list[str]:
     """The edits of the sliders and those of ``more``, a line each; ``unit``: ``u`` counts in usual strengths."""
     edits = [_written(row, unit) for row in rows if str(row.concept or "").strip()]
     return edits + [line.strip() for line in (more or "").splitlines() if line.strip()]
