@@ -21,6 +21,8 @@ CASES = [
     for attention in ATTENTIONS
     if (family, attention) != ("gpt2", "flex_attention")  # which transformers does not have
     and (form in FEW or attention != "flex_attention")
+    # Families that add nothing but their blocks: each form with the usual attention, each attention with two forms
+    and (family in ("gpt2", "llama", "gemma3_text") or attention == "sdpa" or form in FEW[1:3])
 ]
 STATIC = [
     (family, form, attention)

@@ -168,22 +168,30 @@ def test_a_sequence_beyond_the_position_table_is_refused():
         tiny_model()(torch.zeros(1, 65, dtype=torch.long))
 
 
-@pytest.mark.parametrize("family", TINY_BACKBONES)
-def test_saved_and_loaded_in_a_fresh_process_gives_the_same_logits(family, ids, tmp_path):
-    model = tiny_model(family)
-    model.save_pretrained(tmp_path)
-    with torch.no_grad():
-        torch.save((ids, model(ids).logits), tmp_path / "expected.pt")
-    script = (
-        "import sys, torch, cocomix.model.modeling; from transformers import AutoModelForCausalLM;"
-        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval();"
-        "ids, logits = torch.load(sys.argv[1] + '/expected.pt');"
-        "assert torch.equal(model(ids).logits, logits);"
-        "tied = model.lm_head.weight is model.get_input_embeddings().weight;"
-        "assert tied == model.config.text_config.tie_word_embeddings"
-    )
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+LOAD = """
+import json, sys, torch, cocomix.model.modeling
+from transformers import AutoModelForCausalLM
+
+found = {}
+for folder in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids, logits = torch.load(folder + "/expected.pt")
+    tied = model.lm_head.weight is model.get_input_embeddings().weight
+    found[folder] = [torch.equal(model(ids).logits, logits), tied == model.config.text_config.tie_word_embeddings]
+print(json.dumps(found))
+"""
+
+
+def test_saved_and_loaded_in_a_fresh_process_every_family_gives_the_same_logits(ids, tmp_path):
+    for family in TINY_BACKBONES:
+        model = tiny_model(family)
+        model.save_pretrained(tmp_path / family)
+        with torch.no_grad():
+            torch.save((ids, model(ids).logits), tmp_path / family / "expected.pt")
+    folders = [str(tmp_path / family) for family in TINY_BACKBONES]
+    done = subprocess.run([sys.executable, "-c", LOAD, *folders], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {folder: [True, True] for folder in folders}
 
 
 def test_configuration_survives_its_json():

@@ -216,6 +216,7 @@ def test_compare_runs_and_come_back(page, url) -> None:
     assert address(page)["axis"] == "flops"
 
 
+@pytest.mark.parametrize("page", [390], indirect=True)
 @pytest.mark.parametrize(
     ("tab", "asked", "sentence"),
     [
@@ -231,6 +232,7 @@ def test_an_address_that_somebody_made_up_is_told_or_passed_over(page, url, tab,
     assert page.title() != "1"
 
 
+@pytest.mark.parametrize("page", [390], indirect=True)
 def test_mistakes_are_told_beside_the_text(page, url) -> None:
     opened(page, url, "steer", prompt=PROMPT, edits=f"999=off\n{HOSTILE}")
     page.wait_for_selector("#steer-go")

@@ -380,7 +380,7 @@ def test_the_verb_says_whether_a_recipe_fits(cli):
     assert result["memory"]["fits"] is True
     assert result["memory"]["peak"] == sum(result["memory"]["parts"].values())
     assert result["memory"]["available"] == pytest.approx(80e9 * 0.95 - 1.5e9)
-    code, out, _ = cli(*words, "batch_windows=32768", "--gpu", "rtx4090")
+    code, out, _ = cli(*words, "model.backbone.n_layer=24", "batch_windows=4096", "--gpu", "rtx4090")
     assert code == 0
     assert "(24 GB): does not fit; it does with micro_batches=2\n" in out
 
