@@ -21,7 +21,9 @@ def test_prepare_and_verify_report_on_stdout_and_by_exit_code(tmp_path: Path) ->
     text, out = tmp_path / "a.txt", tmp_path / "out"
     text.write_text("\n\n".join(english_like(100)))
 
-    code, answer, _ = cocomix("data", "prepare", f"source={text}", f"out={out}", "vocab_size=300", "window=32", "--json")
+    code, answer, _ = cocomix(
+        "data", "prepare", f"source={text}", f"out={out}", "vocab_size=300", "window=32", "--json"
+    )
     made = json.loads(answer)
     assert (code, made["vocab_size"], made["window"]) == (0, 300, 32)
     assert made["splits"]["train"]["windows"] == (made["splits"]["train"]["tokens"] - 1) // 32
