@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cocomix.concepts.atlas_format import FILE, FORMAT, query, unpacked
+from cocomix.concepts.atlas_format import FILE, FORMAT, query, sound, unpacked
 from cocomix.concepts.atlas_names import Given, checked_name, given_names, now, remove_name, write_names, writing
 from cocomix.errors import UserError
 
@@ -51,7 +50,7 @@ class Atlas:
         if not path.is_file():
             labels = path.parent if path.name == FILE else path
             raise UserError(f"there is no atlas {path}: make it with 'cocomix concepts atlas {labels}'")
-        with _sound(path):
+        with sound(path, str(path.parent)):
             # Read-only, from any thread: the studio's workers share it.
             connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
             found = dict(connection.execute("SELECT key, value FROM about")).get("format")
@@ -90,7 +89,7 @@ class Atlas:
 
     def names(self, ids: Iterable[int]) -> dict[int, str]:
         """The names of some concepts."""
-        with _sound(self.path):
+        with sound(self.path, str(self.path.parent)):
             rows = self._connection.execute(
                 """SELECT c.id, COALESCE(n.name, c.name) FROM concepts c LEFT JOIN names n ON n.id = c.id
                 WHERE c.id IN (SELECT value FROM json_each(?))""",
@@ -103,7 +102,7 @@ class Atlas:
         whose promoted or labelled tokens they are, then those in whose contexts they stand, each the more frequent
         first. A word of three characters or more finds all that begin with it."""
         asked, ranks = query(text), dict[int, None]()
-        with _sound(self.path):
+        with sound(self.path, str(self.path.parent)):
             for index in ("name_index", "token_index", "context_index") if asked else ():
                 found = self._connection.execute(
                     f"SELECT rowid FROM {index} WHERE {index} MATCH ? ORDER BY rowid LIMIT ?", (asked, n)
@@ -144,11 +143,11 @@ class Atlas:
 
     def given(self) -> list[Given]:
         """The names that people gave."""
-        with _sound(self.path):
+        with sound(self.path, str(self.path.parent)):
             return given_names(self._connection)
 
     def _entries(self, sql: str, parameters: tuple[Any, ...], least: int) -> list[dict[str, Any]]:
-        with _sound(self.path):
+        with sound(self.path, str(self.path.parent)):
             rows = self._connection.execute(sql, parameters).fetchall()
             if len(rows) < least:
                 raise ValueError("a concept is missing")
@@ -161,18 +160,6 @@ class Atlas:
     def close(self) -> None:
         """Closes the file."""
         self._connection.close()
-
-
-@contextmanager
-def _sound(path: Path) -> Any:
-    """What a file that is no whole atlas answers, as one sentence."""
-    try:
-        yield
-    except (sqlite3.DatabaseError, KeyError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged ({type(error).__name__}: {error}): make it again with 'cocomix concepts atlas "
-            f"{path.parent}'"
-        ) from error
 
 
 def _entry(row: tuple[Any, ...]) -> dict[str, Any]:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from cocomix.errors import UserError
 
 FILE = "atlas.sqlite"
 FORMAT = 2
@@ -59,3 +65,14 @@ def unpacked(stored: list[Any], all_edges: Float[np.ndarray, " edges"] = EDGES) 
     first, counts = stored
     edges = all_edges[first : first + len(counts) + 1] if counts else all_edges[:0]
     return {"edges": [round(float(edge), 5) for edge in edges], "counts": counts}
+
+
+@contextmanager
+def sound(path: Path, words: str) -> Iterator[None]:
+    """What a file that is no whole atlas answers, as one sentence; ``words`` behind the verb make it again."""
+    try:
+        yield
+    except (sqlite3.DatabaseError, KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}: {error}): make it again with 'cocomix concepts atlas {words}'"
+        ) from error

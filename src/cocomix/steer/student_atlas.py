@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cocomix.concepts.atlas import Atlas
-from cocomix.concepts.atlas_format import unpacked
+from cocomix.concepts.atlas_format import sound, unpacked
 from cocomix.errors import UserError
 from cocomix.steer.student_atlas_pass import EDGES
 from cocomix.steer.usual import run_folder
@@ -47,7 +45,7 @@ class StudentAtlas:
         path = student_path(run)
         if not path.is_file():
             raise UserError(f"there is no atlas {path}: make it with 'cocomix concepts atlas model={run}'")
-        with _sound(path):
+        with sound(path, f"model={path.parent}"):
             connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
             found = dict(connection.execute("SELECT key, value FROM about")).get("format")
             if found != str(FORMAT):
@@ -66,7 +64,7 @@ class StudentAtlas:
           suppressed ``[{token, id, change}]`` by the mean change of log p of the next token; None: not measured;
         - ignored: its norm or its effect is below a bound.
         """
-        with _sound(self.path):
+        with sound(self.path, f"model={self.path.parent}"):
             row = self._connection.execute(f"{_SELECT} WHERE c.id = ?", (id,)).fetchone()
             if row is None:
                 raise UserError(f"there is no concept {id}: {self.path.parent} has concepts 0 … {self.concepts - 1}")
@@ -74,12 +72,12 @@ class StudentAtlas:
 
     def measured(self) -> list[int]:
         """Concepts whose effect was measured, the largest effect first."""
-        with _sound(self.path):
+        with sound(self.path, f"model={self.path.parent}"):
             return [id for (id,) in self._connection.execute("SELECT id FROM effects ORDER BY effect DESC, id")]
 
     def ignored(self) -> int:
         """How many concepts the model ignores."""
-        with _sound(self.path):
+        with sound(self.path, f"model={self.path.parent}"):
             (number,) = self._connection.execute(
                 "SELECT COUNT(*) FROM concepts c LEFT JOIN effects e ON e.id = c.id WHERE norm < ? OR effect < ?",
                 (NORM_BOUND, EFFECT_BOUND),
@@ -131,14 +129,3 @@ def student_path(run: Path | str) -> Path:
     if not folder.is_dir():
         raise UserError(f"model={run} is no folder: give a run folder or an export folder")
     return folder / FILE
-
-
-@contextmanager
-def _sound(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.DatabaseError, KeyError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged ({type(error).__name__}: {error}): make it again with 'cocomix concepts atlas "
-            f"model={path.parent}'"
-        ) from error
