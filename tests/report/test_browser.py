@@ -2,40 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-
 import pytest
-
-REQUIRED = os.environ.get("COCOMIX_REQUIRE_BROWSER") == "1"
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        _missing("playwright is not installed")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        _missing("no chromium on the path")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=QUIET)
-        yield chromium
-        chromium.close()
-
-
-def _missing(what):
-    (pytest.fail if REQUIRED else pytest.skip)(what)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

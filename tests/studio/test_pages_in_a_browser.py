@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -13,32 +12,10 @@ import pytest
 
 from cocomix.studio.app import launch
 
-REQUIRED = os.environ.get("COCOMIX_REQUIRE_BROWSER") == "1"
 PICTURES = os.environ.get("COCOMIX_PICTURES")
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
 TEXT = "The economy of the country depends on oil and natural gas. <b>Agriculture</b> {{x}} is small."
 PROMPT = "The country exports"
 HOSTILE = '<img src=x onerror="document.title=1">'
-
-
-@pytest.fixture(scope="module")
-def browser():
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        _missing("playwright is not installed")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        _missing("no chromium on the path")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=QUIET)
-        yield chromium
-        chromium.close()
-
-
-def _missing(what):
-    (pytest.fail if REQUIRED else pytest.skip)(what)
 
 
 @pytest.fixture(scope="module")
