@@ -51,6 +51,29 @@ def measured_peak(threads: int, size: int = 2048, repeats: int = 6, device: str 
     return metrics.measured_peak(torch.device(device), kind, size, repeats)
 
 
+class Products:
+    """Matrix products that go on for about as long as what they are held against, and their speed.
+
+    On a machine whose speed drifts within seconds, the fastest of a few products is a moment's luck that nothing which
+    takes seconds can have; the median of many is what the machine gave. Where a machine is quiet, they are the same.
+    """
+
+    def __init__(
+        self, threads: int, size: int = 2048, seconds: float = 3.0, device: str = "cpu", bf16: bool = False
+    ) -> None:
+        self.fastest: list[float] = []
+        """FLOP/s of the fastest product of each call."""
+        self._threads, self._size, self._seconds, self._device, self._bf16 = threads, size, seconds, device, bf16
+
+    def __call__(self) -> float:
+        """FLOP/s of the median product of one call."""
+        speeds, end = [], time.perf_counter() + self._seconds
+        while not speeds or time.perf_counter() < end:
+            speeds.append(measured_peak(self._threads, self._size, 1, self._device, self._bf16))
+        self.fastest.append(max(speeds))
+        return median(speeds)
+
+
 def synchronised(device: str) -> float:
     """The clock, read when the device has done what it was given."""
     import torch

@@ -4,7 +4,7 @@
 
 A teacher of GPT-2's size (124M) with random weights, an autoencoder of 32,768 latents of which 32 are active, float32.
 The floor is the operations that cocomix counts for labels (concepts/costs.py: matrix products and attention, forward
-and backward above the block) at the fastest matrix product that was measured here. Memory is what the process grew by
+and backward above the block) at the speed of the matrix products measured here. Memory is what the process grew by
 at its highest (Linux only), beside the weights.
 
 End to end, the command loads and hashes the files and checks the autoencoder's fit before the first label: that is in
@@ -37,10 +37,10 @@ from cocomix.data.dataset import Dataset
 from cocomix.testing.teachers import write_sae
 from cocomix.testing.text import tiny_dataset
 from common import (
+    Products,
     floor_seconds,
     machine,
     machine_line,
-    measured_peak,
     medians,
     over_floor,
     synchronised,
@@ -94,7 +94,9 @@ def main() -> int:
         teacher, sae = Teacher(model.to(given.device), block), _autoencoder(model.config.n_embd, sizes).to(given.device)
         settings = AttributionSettings()
         calls = {f"label_windows, {b} x {t}": _labels(teacher, sae, settings, b, t) for b, t in sizes.batches}
-        found, peaks = with_peak(calls, lambda: measured_peak(given.threads, side, device=given.device), given.repeats)
+        found, peaks = with_peak(
+            calls, Products(given.threads, side, 0.1 if given.tiny else 2.0, given.device), given.repeats
+        )
         rows: list[dict[str, Any]] = []
         for (name, seconds), (windows, window) in zip(medians(found).items(), sizes.batches, strict=True):
             flops = label_flops(teacher, sae, settings, window, float(sizes.k)).total

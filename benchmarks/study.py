@@ -107,8 +107,13 @@ def train_teacher(plan: Plan, data: Path, name: str) -> None:
     check_sae(load_settings(SaeCheckSettings, [], sae=sae, data=str(data)))
 
 
-def sweep(plan: Plan, name: str, rows: dict[str, dict[str, Any]], tokens: int, **more: Any) -> dict[str, Any]:
-    """Runs ``rows`` at a budget of ``tokens``; a method's own learning rate, where one was found, is in its row."""
+def sweep(
+    plan: Plan, name: str, rows: dict[str, dict[str, Any]], tokens: int, evaluations: int, **more: Any
+) -> dict[str, Any]:
+    """Runs ``rows`` at a budget of ``tokens``; a method's own learning rate, where one was found, is in its row.
+
+    An evaluation reads as many tokens as 80 steps train on, so only curves that are looked at have many.
+    """
     windows = -(-tokens // plan.step_tokens) * 8
     mine = {"sae": str(plan.folder / "teacher-sae"), "train_windows": windows, "force": True}
     shifted = mine | {"sae": str(plan.folder / "teacher-shifted-sae")}
@@ -116,7 +121,7 @@ def sweep(plan: Plan, name: str, rows: dict[str, dict[str, Any]], tokens: int, *
     every = {
         "tokens": tokens,
         "eval_documents": plan.documents,
-        "evaluations": 12,
+        "evaluations": evaluations,
         "checkpoint.number": 8,
         "checkpoint.keep": 1,
         "data.verify": False,
@@ -172,7 +177,7 @@ def search(plan: Plan) -> dict[str, float]:
     due = {name: set(RATES) for name in METHODS}
     while any(due.values()):
         rows = {f"{name}-{rate:g}": row(plan, name, rate) for name, rates in due.items() for rate in sorted(rates)}
-        sweep(plan, "search", rows, plan.search)
+        sweep(plan, "search", rows, plan.search, 1)
         for name, rates in due.items():
             for rate in rates:
                 losses[name][rate] = last_loss(plan.folder / "search" / f"{name}-{rate:g}-s0")
@@ -254,7 +259,7 @@ def shift(plan: Plan, source: Path, without: list[str], rate: dict[str, float]) 
     rows = {}
     for method in SHIFTED:
         rows[f"{method}_shifted"] = row(plan, method, rate[method], labels="shifted", method=f"{method}_shifted")
-    sweep(plan, "short", rows, plan.short)
+    sweep(plan, "short", rows, plan.short, 4)
 
 
 def write_without(source: Path, target: Path, without: list[str]) -> None:
@@ -327,9 +332,14 @@ def main() -> int:
         "teacher": lambda: train_teacher(plan, plan.data, "teacher"),
         "search": lambda: rate.update(search(plan)),
         "main": lambda: sweep(
-            plan, "main", {name: row(plan, name, rate[name]) for name in METHODS}, plan.tokens, seeds=list(plan.seeds)
+            plan,
+            "main",
+            {name: row(plan, name, rate[name]) for name in METHODS},
+            plan.tokens,
+            10,
+            seeds=list(plan.seeds),
         ),
-        "short": lambda: sweep(plan, "short", short_rows(plan, rate), plan.short),
+        "short": lambda: sweep(plan, "short", short_rows(plan, rate), plan.short, 4),
         "shift": lambda: shift(plan, given.source, given.without.split(","), rate),
         "times": lambda: times(plan, rate),
         "report": lambda: report(plan, given.source, given.without.split(",")),

@@ -45,6 +45,9 @@ def test_contributions_are_what_ablating_one_at_a_time_measures(family, form, ro
             without = log_probabilities(model, ids, edits)[place]
             assert float(plain[place] - without) == pytest.approx(contribution, abs=2e-5)
     assert found.concepts.abs().max() > 0.01
+    later = contributions(model, ids, mixed[:, :3], mixed, first=7)
+    for rest, all in zip(later, found, strict=True):
+        torch.testing.assert_close(rest, all[7:], atol=2e-5, rtol=1e-5)
 
 
 def test_switching_off_a_concept_that_helps_lowers_the_next_token_as_told(steered_run, cli):

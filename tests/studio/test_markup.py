@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from cocomix.studio import markup, markup_card, markup_results
-from cocomix.studio.reading import Mixed, Reading, Token
+from cocomix.studio.reading import Doing, Mixed, Reading, Token
 from cocomix.studio.streaming import Texts
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&{{this}}${1+1}`\\`"
@@ -58,6 +58,7 @@ READING = Reading((Token(HOSTILE, None, (Mixed(1, 2.0, 0.5),)), Token("\n", 1.5,
     [
         markup.alert(HOSTILE),
         markup.text(READING, None),
+        markup.token_panel(READING, 0, Doing(HOSTILE, -1.0, 0.5, (0.5,), None, HOSTILE)),
         markup.text(READING, 1),
         markup.token_panel(READING, 0),
         markup_card.found([{"id": 1, "name": HOSTILE}]),

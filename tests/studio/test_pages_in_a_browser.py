@@ -60,7 +60,7 @@ def picture(page, name: str) -> None:
         page.screenshot(path=Path(PICTURES) / f"studio-{name}.png", full_page=True)
 
 
-def test_read_a_text_choose_a_token_with_the_keys_and_come_back(page, url) -> None:
+def test_read_a_text_choose_a_token_with_the_keys_measure_and_come_back(page, url, studio) -> None:
     opened(page, url, "read")
     page.fill("#read-text textarea", TEXT)
     page.click("#read-button")
@@ -73,6 +73,14 @@ def test_read_a_text_choose_a_token_with_the_keys_and_come_back(page, url) -> No
     page.wait_for_selector("#read-panel td")
     assert page.inner_text("#read-panel h3").startswith("Token 2:")
     assert page.locator("#read-panel tbody tr").count() == 8
+    page.click("#read-measure")
+    page.wait_for_selector("#read-panel th:text-is('teacher')")
+    cells = page.locator("#read-panel tbody tr").evaluate_all(
+        "rows => rows.map(r => [...r.cells].map(c => c.innerText))"
+    )
+    doing = studio.measure(TEXT, 2)
+    assert [float(row[4]) for row in cells] == pytest.approx(doing.alone, abs=6e-4)
+    assert [row[5] != "–" for row in cells] == [strength > 0 for strength in doing.teacher]
     picture(page, "read")
     page.wait_for_function("location.search.includes('text=')")
     page.reload()

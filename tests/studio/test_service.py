@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import json
 import math
 import shlex
+import shutil
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +19,8 @@ import torch
 from cocomix.errors import UserError
 from cocomix.steer.edits import parse_edit
 from cocomix.steer.effect import promotion
+from cocomix.steer.inspection import inspect
+from cocomix.steer.settings import InspectSettings
 from cocomix.steer.usual import load_usual
 from cocomix.studio.service import DOSES, Sampling, Studio
 from cocomix.studio.settings import StudioSettings
@@ -61,6 +66,38 @@ def test_a_text_that_cannot_be_read_is_refused_in_one_sentence(studio, text: str
         studio.read(text)
 
 
+def test_what_concepts_do_is_measured_at_the_chosen_token_alone(studio) -> None:
+    reading = studio.read(TEXT)
+    asked = InspectSettings(model=studio.settings.model, top=8, contributions=True, teacher=True)
+    told = inspect(asked, TEXT)["tokens"]
+    for number in (0, 3, len(told) - 1):
+        doing, concepts = studio.measure(TEXT, number), told[number]["concepts"]
+        assert [concept["id"] for concept in concepts] == [mixed.id for mixed in reading.tokens[number].concepts]
+        assert doing.teacher == pytest.approx([concept["teacher"] for concept in concepts])
+        if number == len(told) - 1:
+            assert doing.next is doing.alone is doing.together is None
+            continue
+        assert doing.next == reading.tokens[number + 1].piece
+        assert doing.log_probability == pytest.approx(-reading.tokens[number + 1].surprise, abs=1e-4)
+        assert doing.alone == pytest.approx([concept["contribution"] for concept in concepts], abs=1e-4)
+        assert doing.together == pytest.approx(told[number]["contribution"], abs=1e-4)
+
+
+@pytest.mark.parametrize("number", [-1, 64, 10**12])
+def test_a_token_that_the_text_has_not_is_refused(studio, number: int) -> None:
+    with pytest.raises(UserError, match="choose a token of the text first"):
+        studio.measure(TEXT, number)
+
+
+def test_without_its_teacher_effects_are_measured_and_the_reason_is_told(own, trained) -> None:
+    manifest = own.parent.parent / "data" / "labels" / "concepts" / "labels.json"
+    manifest.write_text(manifest.read_text().replace(str(trained / "sae"), str(trained / "nowhere")))
+    doing = Studio(StudioSettings(model=str(own))).measure(TEXT, 0)
+    assert doing.teacher is None
+    assert "nowhere" in doing.missing
+    assert len(doing.alone) == 8
+
+
 def test_a_number_finds_the_concept_and_no_text_the_frequent_ones(studio) -> None:
     assert [found["id"] for found in studio.search(" #7 ")] == [7]
     frequent = studio.search("")
@@ -101,6 +138,23 @@ def test_a_name_is_given_shown_everywhere_and_taken_off_again(studio) -> None:
     finally:
         studio.rename(concept, "")
     assert studio.card(concept)["name"] == studio.read(TEXT).names[concept] == before
+
+
+def test_an_atlas_that_is_made_anew_is_seen_without_a_new_start(own) -> None:
+    here = Studio(StudioSettings(model=str(own)))
+    concept = a_mixed_concept(here)
+    before = here.read(TEXT).names[concept]
+    path = own.parent.parent / "data" / "labels" / "concepts" / "atlas.sqlite"
+    other = path.with_name("other.sqlite")
+    shutil.copy(path, other)
+    with contextlib.closing(sqlite3.connect(other)) as connection, connection:
+        connection.execute("UPDATE concepts SET name = 'made anew' WHERE id = ?", (concept,))
+    path.unlink()
+    assert here.read(TEXT).names[concept] == f"concept {concept}"
+    with pytest.raises(UserError, match="has no atlas"):
+        here.card(concept)
+    other.replace(path)
+    assert here.read(TEXT).names[concept] == here.card(concept)["name"] == "made anew" != before
 
 
 def test_both_texts_are_those_that_the_command_line_makes(studio, cli) -> None:

@@ -27,9 +27,9 @@ from cocomix.concepts.atlas_places import BEFORE, CUT, surroundings
 from cocomix.concepts.gather import Gathered, gather
 from cocomix.concepts.labels import Labels, open_labels
 from cocomix.concepts.lens import Best, lens_tokens, nearest_concepts
-from cocomix.concepts.pair import Names, load_pair
+from cocomix.concepts.pair import load_pair_of
 from cocomix.concepts.pieces import Pieces
-from cocomix.concepts.settings import AtlasSettings, ExtractSettings
+from cocomix.concepts.settings import AtlasSettings
 from cocomix.data.dataset import Dataset
 from cocomix.errors import UserError, explained
 from cocomix.files import atomic_path, write_json
@@ -112,20 +112,7 @@ def _kept_names(path: Path, sae: str) -> list[Given]:
 
 
 def _decoder_rows(settings: AtlasSettings, labels: Labels, dataset: Dataset, occurring: np.ndarray) -> _Rows:
-    manifest = labels.manifest
-    sae_folder = settings.sae or manifest["sae"]["folder"]
-    names = Names(settings.teacher or manifest["teacher"]["name"], manifest["teacher"]["block"])
-    pair = ExtractSettings(data=str(dataset.folder), sae=sae_folder, device="cpu", dtype="float32")
-    teacher, sae = load_pair(pair, names, dataset, labels.window)
-    for key, found, due in (
-        ("teacher", teacher.fingerprint, manifest["teacher"]["fingerprint"]),
-        ("sae", sae.fingerprint, manifest["sae"]["fingerprint"]),
-    ):
-        if found != due:
-            raise UserError(
-                f"{key}={names.teacher if key == 'teacher' else sae_folder} is not what the labels were extracted "
-                f"with: give {key}=… that is, or extract again"
-            )
+    teacher, sae = load_pair_of(labels, dataset, "cpu", "float32", settings.teacher, settings.sae)
     return _Rows(*lens_tokens(teacher, sae, settings.promoted, occurring), nearest_concepts(sae, settings.nearest))
 
 

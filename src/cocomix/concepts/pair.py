@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cocomix.concepts.labels import Labels
 from cocomix.concepts.load_sae import check_folder, load_sae
 from cocomix.concepts.sae import SparseAutoencoder
+from cocomix.concepts.settings import Dtype, ExtractSettings
 from cocomix.concepts.teacher import Teacher, load_teacher, pick_device, pick_dtype
 from cocomix.concepts.teacher_files import training_record
 from cocomix.data.dataset import Dataset
@@ -88,6 +90,35 @@ def load_pair(settings: PairSettings, names: Names, dataset: Dataset, window: in
             f"{sae.block}: give block={sae.block}"
         )
     return teacher, sae
+
+
+def load_pair_of(
+    labels: Labels,
+    dataset: Dataset,
+    device: str = "auto",
+    dtype: Dtype = "auto",
+    teacher: str | None = None,
+    sae: str | None = None,
+) -> tuple[Teacher, SparseAutoencoder]:
+    """The pair that labels were extracted with, from where they say that it lies, or from where it lies now.
+
+    Raises :class:`UserError` when it is not to be had or is another one by now.
+    """
+    made = labels.manifest
+    names = Names(teacher or made["teacher"]["name"], made["teacher"]["block"])
+    folder = sae or made["sae"]["folder"]
+    settings = ExtractSettings(data=str(dataset.folder), sae=folder, device=device, dtype=dtype)
+    pair = load_pair(settings, names, dataset, labels.window)
+    for key, given, found in (
+        ("teacher", names.teacher, pair[0].fingerprint),
+        ("sae", folder, pair[1].fingerprint),
+    ):
+        if found != made[key]["fingerprint"]:
+            raise UserError(
+                f"{key}={given} is not what the labels {labels.folder} were extracted with: put that back, or extract "
+                "again"
+            )
+    return pair
 
 
 def measure_fit(sae: SparseAutoencoder, x: Float[Tensor, "N D"]) -> Fit:

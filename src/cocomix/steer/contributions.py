@@ -1,6 +1,6 @@
 """What each concept does for the next token: the log-probability with it, less that without it.
 
-Shapes: T tokens of a text, N concepts a token, K mixed ones, R rows of a batch.
+Shapes: T tokens of a text, M measured ones, N concepts a token, K mixed ones.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ ROWS = 34
 
 
 class Contributions(NamedTuple):
-    """In nats, of the tokens that have a next one; above zero: it helped."""
+    """In nats, of the tokens from the first measured one that have a next one; above zero: it helped."""
 
-    log_probability: Float[Tensor, " T-1"]
+    log_probability: Float[Tensor, " M"]
     """log p of the next token, with all concepts."""
-    concepts: Float[Tensor, "T-1 N"]
+    concepts: Float[Tensor, "M N"]
     """log p less that with one concept off at this token alone."""
-    together: Float[Tensor, " T-1"]
+    together: Float[Tensor, " M"]
     """The same with all K off that are mixed (others come in their place)."""
 
 
@@ -36,23 +36,33 @@ def contributions(
     ids: Int[Tensor, " T"],
     concepts: Int[Tensor, "T N"],
     mixed: Int[Tensor, "T K"],
+    first: int = 0,
 ) -> Contributions:
     """Measured token by token: behind the unedited past, kept in a cache, the variants of one token run as a batch.
 
-    T batches of N + 2 rows, where one variant after another would be T·N texts.
+    M batches of N + 2 rows, where one variant after another would be M·N texts. Tokens before ``first`` are only read.
     """
-    parts = [_pass(model, ids, part, mixed) for part in concepts.split(ROWS - 2, dim=1)]
+    parts = [_pass(model, ids, part, mixed, first) for part in concepts.split(ROWS - 2, dim=1)]
     return Contributions(parts[0].log_probability, torch.cat([part.concepts for part in parts], 1), parts[0].together)
 
 
 def _pass(
-    model: CoCoMixForCausalLM, ids: Int[Tensor, " T"], concepts: Int[Tensor, "T N"], mixed: Int[Tensor, "T K"]
+    model: CoCoMixForCausalLM,
+    ids: Int[Tensor, " T"],
+    concepts: Int[Tensor, "T N"],
+    mixed: Int[Tensor, "T K"],
+    first: int,
 ) -> Contributions:
-    found = [torch.empty(0, concepts.shape[1] + 2)]
+    rows = concepts.shape[1] + 2
+    found = [torch.empty(0, rows)]
     cache: dict[str, Any] = {}
     ids = ids.to(model.device)
-    with torch.no_grad(), progress("contributions, tokens", len(ids) - 1) as bar:
-        for place in range(len(ids) - 1):
+    with torch.no_grad(), progress("contributions, tokens", len(ids) - 1 - first) as bar:
+        if first > 0:
+            past = model(ids[:first].unsqueeze(0), use_cache=True)[CACHE_ARGUMENT]
+            past.batch_repeat_interleave(rows)
+            cache = {CACHE_ARGUMENT: past}
+        for place in range(first, len(ids) - 1):
             off = [[], mixed[place].tolist(), *([concept] for concept in concepts[place].tolist())]
             with steering(model, [[Edit(concept, "ablate") for concept in variant] for variant in off]):
                 output = model(ids[place].expand(len(off), 1), use_cache=True, **cache)
@@ -60,7 +70,7 @@ def _pass(
             _forget_variants(output[CACHE_ARGUMENT])
             found.append(output.logits[:, -1].float().log_softmax(-1)[:, ids[place + 1]].cpu().unsqueeze(0))
             bar.advance()
-    log_probability, rest = torch.cat(found).split([1, concepts.shape[1] + 1], dim=1)
+    log_probability, rest = torch.cat(found).split([1, rows - 1], dim=1)
     differences = log_probability - rest
     return Contributions(log_probability[:, 0], differences[:, 1:], differences[:, 0])
 

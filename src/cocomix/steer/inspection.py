@@ -5,6 +5,7 @@ Shapes: T tokens, C concepts, N shown a token, K mixed.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,13 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from cocomix.concepts.atlas import Atlas
+from cocomix.concepts.atlas_format import FILE
 from cocomix.concepts.teacher import pick_device
 from cocomix.errors import UserError
 from cocomix.model.load import load_concept_model
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.steer.contributions import contributions
 from cocomix.steer.settings import InspectSettings
-from cocomix.steer.teacher_view import teacher_strengths
+from cocomix.steer.teacher_view import TeacherView
 from cocomix.steer.text import refuse_unreadable
 from cocomix.steer.usual import labels_folder
 
@@ -39,12 +41,20 @@ class Prediction(NamedTuple):
     mixed: Int[Tensor, "T K"]
 
 
-def atlas_of(model: str, given: str | None) -> Atlas | None:
-    """The atlas that names a model's concepts: the one given, or that of the labels which the run learnt from."""
+def atlas_path(model: str, given: str | None) -> Path | None:
+    """Where the atlas lies that names a model's concepts: the one given, or that of the labels which the run learnt
+    from, made or not; None: the model is no run with labels."""
     if given is not None:
-        return Atlas.open(given)
+        path = Path(given)
+        return path / FILE if path.is_dir() else path
     folder = labels_folder(model)
-    return Atlas.open(folder) if folder is not None and (folder / "atlas.sqlite").is_file() else None
+    return folder / FILE if folder is not None else None
+
+
+def atlas_of(model: str, given: str | None) -> Atlas | None:
+    """The atlas at :func:`atlas_path`; None: none was given, and none made."""
+    path = atlas_path(model, given)
+    return Atlas.open(path) if path is not None and (given is not None or path.is_file()) else None
 
 
 def inspect(settings: InspectSettings, text: str) -> dict[str, Any]:
@@ -59,7 +69,7 @@ def inspect(settings: InspectSettings, text: str) -> dict[str, Any]:
     found = predict(model, tokenizer, text, settings.top)
     tokens = _described(found, atlas)
     if settings.teacher:
-        add_teacher(tokens, teacher_strengths(settings.model, found.ids, found.concepts, settings.device))
+        add_teacher(tokens, TeacherView(settings.model, settings.device).strengths(found.ids, found.concepts))
     if settings.contributions:
         add_contributions(tokens, model, found)
     return {"text": text, "tokens": tokens}

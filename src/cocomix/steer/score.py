@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cocomix.concepts.atlas import Atlas
 from cocomix.concepts.labels import open_labels
-from cocomix.concepts.pair import Names, load_pair, named
+from cocomix.concepts.pair import load_pair, load_pair_of, named
 from cocomix.concepts.settings import ExtractSettings
 from cocomix.concepts.teacher import pick_device
 from cocomix.data.dataset import Dataset
@@ -43,6 +43,8 @@ METHODS = ("concept", "random", "teacher")
 """The student's own edit; a random direction in the student; the SAE's decoder row in the teacher."""
 WINDOWS = 256
 """Held-out windows on which activations are measured."""
+ABOUT = "about.json"
+"""What a folder's score is of."""
 UNHEARD = ("model", "labels", "judge", "judge_sae", "fluency", "batch", "out", "device")
 """Settings that are known by hashes, or that change no text."""
 
@@ -56,8 +58,9 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
     ``text``. Raises :class:`UserError` for what cannot be measured, :class:`Stopped` when asked to stop; the same
     command then goes on.
     """
+    folder = score_folder(settings)
     bench = Bench.open(settings)
-    about, folder = bench.about(), score_folder(settings)
+    about = bench.about()
     claim(folder, about)
     records = []
     with StopRequest() as stop, progress("concepts", len(bench.entries)) as bar:
@@ -73,16 +76,19 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
 
 
 def score_folder(settings: ScoreSettings) -> Path:
-    """Where the result lies; raises :class:`UserError` when it must be given."""
+    """Where the result lies; raises :class:`UserError` when it must be given, or is something else than a score."""
     run = run_folder(settings.model)
     if settings.out is None and run is None:
         raise UserError(f"model={settings.model} is no run's folder: say with out=FOLDER where the score is to lie")
-    return Path(settings.out).expanduser() if settings.out is not None else run / "steering"  # type: ignore[operator]
+    folder = Path(settings.out).expanduser() if settings.out is not None else run / "steering"  # type: ignore[operator]
+    if folder.exists() and not (folder / ABOUT).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"out={folder} holds something else than a score: give an empty or new folder")
+    return folder
 
 
 def claim(folder: Path, about: dict[str, Any]) -> None:
     """Makes the folder this score's, or finds that it is; raises :class:`UserError` when it is another's."""
-    path = folder / "about.json"
+    path = folder / ABOUT
     if path.is_file():
         found = read_json(path, "what a steering score is of")
         changed = [key for key in about if found.get(key) != about[key]]
@@ -90,8 +96,6 @@ def claim(folder: Path, about: dict[str, Any]) -> None:
             raise UserError(
                 f"out={folder} holds a score with another {changed[0]}: give another out=FOLDER, or delete that folder"
             )
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"out={folder} holds something else than a score: give an empty or new folder")
     else:
         write_json(path, about)
 
@@ -134,7 +138,7 @@ class Bench(NamedTuple):
                 "give the labels that it learnt from"
             )
         length = settings.prompt_tokens + settings.max_new_tokens
-        own = _own(labels.manifest, folder, dataset, labels.window, settings)
+        own = Judge(*load_pair_of(labels, dataset, settings.device), settings.batch)
         judge = own if settings.judge is None else _other(dataset, labels.window, settings)
         _check_length(length, model, own, judge)
         held_out = dataset.split("val")
@@ -231,19 +235,6 @@ class Bench(NamedTuple):
             **counted(text[:, -new:], promoted),
             "text": self.tokenizer.decode(text[0, -new:].tolist()),
         }
-
-
-def _own(manifest: dict[str, Any], folder: Path, dataset: Dataset, window: int, settings: ScoreSettings) -> Judge:
-    names = Names(manifest["teacher"]["name"], manifest["teacher"]["block"])
-    pair = ExtractSettings(data=str(dataset.folder), sae=manifest["sae"]["folder"], device=settings.device)
-    teacher, sae = load_pair(pair, names, dataset, window)
-    for name, found, due in (
-        (f"teacher={names.teacher}", teacher.fingerprint, manifest["teacher"]["fingerprint"]),
-        (f"sae={pair.sae}", sae.fingerprint, manifest["sae"]["fingerprint"]),
-    ):
-        if found != due:
-            raise UserError(f"{name} is not what the labels {folder} were made with: put that back, or extract again")
-    return Judge(teacher, sae, settings.batch)
 
 
 def _other(dataset: Dataset, window: int, settings: ScoreSettings) -> Judge:

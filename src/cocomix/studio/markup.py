@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable
 from pathlib import Path
 
-from cocomix.studio.reading import Reading, Token
+from cocomix.studio.reading import Doing, Reading, Token
 from cocomix.studio.service import Studio
 
 _SIGNS = str.maketrans({sign: f"&#{ord(sign)};" for sign in "{}$`\\"})
@@ -43,7 +44,7 @@ def head(studio: Studio) -> str:
 def text(reading: Reading, concept: int | None) -> str:
     """The tokens of a text, each a button, coloured by a concept's strength or, without one, by surprise."""
     values = [_value(token, concept) for token in reading.tokens]
-    most = max((abs(v) for v in values if v is not None), default=0.0) or 1.0
+    most = _most(v for v in values if v is not None)
     parts = [
         _token(number, token, value, most, reading)
         for number, (token, value) in enumerate(zip(reading.tokens, values, strict=True))
@@ -81,22 +82,51 @@ def _legend(reading: Reading, concept: int | None, most: float) -> str:
     return f'<p class="quiet legend"><i class="scale"></i>{escaped(what)}</p>'
 
 
-def token_panel(reading: Reading, number: int) -> str:
-    """What is mixed behind a token."""
+def token_panel(reading: Reading, number: int, doing: Doing | None = None) -> str:
+    """What is mixed behind a token and, once measured, what it does."""
     token = reading.tokens[number]
-    most = max((abs(mixed.strength) for mixed in token.concepts), default=0.0) or 1.0
-    rows = "".join(
-        f"<tr><td>{concept_button(mixed.id, reading.names[mixed.id])}</td>"
-        f'<td class="number">{mixed.strength:.2f}</td><td class="wide">{_bar(abs(mixed.strength) / most)}</td>'
-        f'<td class="number">{mixed.probability:.1%}</td></tr>'
-        for mixed in token.concepts
-    )
+    strongest = _most(mixed.strength for mixed in token.concepts)
+    columns = [
+        _column("concept mixed behind it", [concept_button(m.id, reading.names[m.id]) for m in token.concepts], ""),
+        _column("z", [f"{mixed.strength:.2f}" for mixed in token.concepts]),
+        _column("", [_bar(abs(mixed.strength) / strongest) for mixed in token.concepts], "wide"),
+        _column("p", [f"{mixed.probability:.1%}" for mixed in token.concepts]),
+    ]
+    if doing is not None and doing.alone is not None:
+        columns.append(_column("effect, nats", [f"{effect:+.3f}" for effect in doing.alone]))
+    if doing is not None and doing.teacher is not None:
+        columns.append(_column("teacher", [f"{strength:.2f}" if strength > 0 else "–" for strength in doing.teacher]))
+    head = "".join(heading for heading, _ in columns)
+    body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in zip(*(cells for _, cells in columns), strict=True))
     surprise = "" if token.surprise is None else f" · surprise {token.surprise:.2f} nats"
     return (
         f"<h3>Token {number}: <code>{escaped(visible(token.piece))}</code><small>{surprise}</small></h3>"
-        f'<table><thead><tr><th>concept mixed behind it</th><th class="number">z</th><th class="wide"></th>'
-        f'<th class="number">p</th></tr></thead><tbody>{rows}</tbody></table>'
+        f"{_told(doing) if doing else ''}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
+
+
+def _told(doing: Doing) -> str:
+    """What was measured, in words."""
+    if doing.next is None:
+        said = "<p>No token follows: there is nothing that concepts could do for it.</p>"
+    else:
+        said = (
+            f"<p>The next token is <code>{escaped(visible(doing.next))}</code>, log p {doing.log_probability:.2f}. "
+            f"Switching off all of these together takes {doing.together:+.3f} nats from it; one alone takes its "
+            "<i>effect</i>.</p>"
+        )
+    return said + (note(f"Teacher: {doing.missing}.") if doing.teacher is None else "")
+
+
+def _column(heading: str, cells: list[str], kind: str = "number") -> tuple[str, list[str]]:
+    """A heading and the cells under it."""
+    kind = f' class="{kind}"' if kind else ""
+    return f"<th{kind}>{heading}</th>", [f"<td{kind}>{cell}</td>" for cell in cells]
+
+
+def _most(values: Iterable[float]) -> float:
+    """The largest size, or 1."""
+    return max(map(abs, values), default=0.0) or 1.0
 
 
 def concept_button(id: int, name: str) -> str:

@@ -33,12 +33,18 @@ def read_page(studio: Studio) -> ReadPage:
             "Choose a token to see what is mixed behind it."
         )
 
-    @told(1)
+    @told(2)
     def choose(event: gr.EventData, text: str | None) -> tuple[Any, ...]:
         reading, number = studio.read(text or ""), event._data.get("token")
         if not isinstance(number, int) or not 0 <= number < len(reading.tokens):
-            return (markup.note("The text has changed: read it again."),)
-        return (markup.token_panel(reading, number),)
+            return markup.note("The text has changed: read it again."), ""
+        return markup.token_panel(reading, number), str(number)
+
+    @told(1)
+    def measure(text: str | None, number: str | None) -> tuple[Any, ...]:
+        chosen = int(number) if number and number.isdecimal() and len(number) < 10 else -1
+        done = studio.measure(text or "", chosen)
+        return (markup.token_panel(studio.read(text or ""), chosen, done),)
 
     text = gr.Textbox(label="Text", lines=3, max_lines=8, placeholder="Type or paste a text", elem_id="read-text")
     examples = studio.examples()
@@ -50,11 +56,14 @@ def read_page(studio: Studio) -> ReadPage:
     message = place()
     shown = place("read-shown")
     panel = place("read-panel")
+    chosen = gr.Textbox(visible="hidden", elem_id="read-chosen")
+    measured = gr.Button("Measure what each of them does", elem_id="read-measure")
     page = ReadPage(text, colour, shown, panel, message, read)
     events = [button.click, colour.submit] + ([picked.load_input_event.then] if examples else [])
     for event in events:
         event(read, [text, colour], [shown, panel, message], **QUIET).then(
             None, [text, colour], None, js="(text, colour) => studio.remember({text, colour})"
         )
-    shown.token(choose, [text], [panel, message], **QUIET)
+    shown.token(choose, [text], [panel, chosen, message], **QUIET)
+    measured.click(measure, [text, chosen], [panel, message], **QUIET | {"show_progress": "minimal"})
     return page

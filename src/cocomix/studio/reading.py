@@ -8,7 +8,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from cocomix.model.modeling import CoCoMixForCausalLM
+from cocomix.steer.contributions import contributions
 from cocomix.steer.inspection import predict
+from cocomix.steer.teacher_view import TeacherView
 
 
 class Mixed(NamedTuple):
@@ -38,6 +40,23 @@ class Reading(NamedTuple):
     """Of all concepts in it."""
 
 
+class Doing(NamedTuple):
+    """What the concepts that are mixed at a token do."""
+
+    next: str | None
+    """The next token; None: there is none, and nothing to measure on."""
+    log_probability: float | None
+    """Of the next token, with all concepts, in nats."""
+    together: float | None
+    """log p less that with all of them off, in nats; above zero: they helped."""
+    alone: tuple[float, ...] | None
+    """log p less that with one of them off, in the order of :attr:`Token.concepts`."""
+    teacher: tuple[float, ...] | None
+    """Their strengths in the teacher, 0: not active; None: it is not to be had."""
+    missing: str
+    """Why the teacher is not to be had."""
+
+
 def read_tokens(model: CoCoMixForCausalLM, tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Token, ...]:
     """The tokens of a text; raises :class:`UserError` for an empty one and for more than the model reads."""
     found = predict(model, tokenizer, text, model.config.concept_k)
@@ -49,3 +68,30 @@ def read_tokens(model: CoCoMixForCausalLM, tokenizer: PreTrainedTokenizerBase, t
     rows = zip(found.concepts.tolist(), found.strengths.tolist(), found.probabilities.tolist(), strict=True)
     mixed = [tuple(Mixed(*one) for one in zip(*row, strict=True)) for row in rows]
     return tuple(map(Token, found.pieces, [None, *nll.tolist()], mixed))
+
+
+def measure(
+    model: CoCoMixForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    number: int,
+    teacher: TeacherView | None,
+    missing: str,
+) -> Doing:
+    """What the concepts mixed behind the text's token ``number`` do, by ablation, and what the teacher has of them."""
+    found = predict(model, tokenizer, text, model.config.concept_k)
+    strengths = None
+    if teacher is not None:
+        strengths = tuple(teacher.strengths(found.ids, found.concepts)[number].tolist())
+    if number == len(found.ids) - 1:
+        return Doing(None, None, None, None, strengths, missing)
+    ids = found.ids[: number + 2]
+    done = contributions(model, ids, found.concepts[: len(ids)], found.mixed[: len(ids)], first=number)
+    return Doing(
+        found.pieces[number + 1],
+        float(done.log_probability[0]),
+        float(done.together[0]),
+        tuple(done.concepts[0].tolist()),
+        strengths,
+        missing,
+    )

@@ -14,20 +14,23 @@ from torch import Tensor
 
 from cocomix.compare.comparison import Comparison
 from cocomix.compare.runs import Run
+from cocomix.concepts.atlas import Atlas
 from cocomix.concepts.labels import open_labels
 from cocomix.concepts.teacher import pick_device
 from cocomix.errors import UserError
 from cocomix.model.load import load_concept_model
 from cocomix.steer.edits import Edit, check_edit, parse_edit
 from cocomix.steer.effect import promotion
-from cocomix.steer.inspection import atlas_of
+from cocomix.steer.inspection import atlas_of, atlas_path
 from cocomix.steer.requests import Request
 from cocomix.steer.settings import GenerateSettings
 from cocomix.steer.student_atlas import StudentAtlas, card, student_path
+from cocomix.steer.teacher_view import TeacherView
 from cocomix.steer.text import token_ids
 from cocomix.steer.usual import in_raw_units, labels_folder, load_usual
 from cocomix.studio import repeat
-from cocomix.studio.reading import Reading, read_tokens
+from cocomix.studio.followed import Followed
+from cocomix.studio.reading import Doing, Reading, measure, read_tokens
 from cocomix.studio.runs import compare_runs, find_runs
 from cocomix.studio.settings import StudioSettings
 from cocomix.studio.streaming import Texts, stream
@@ -64,12 +67,18 @@ class Studio:
         self.model, self.tokenizer = load_concept_model(settings.model, str(pick_device(settings.device)))
         self.concepts = self.model.config.num_concepts
         self.positions: int = self.model.config.text_config.max_position_embeddings
-        self._atlas = atlas_of(settings.model, settings.atlas)
-        self._student = _student_atlas(settings.model)
+        self._reading = functools.lru_cache(READINGS_KEPT)(self._read)
+        there = Path(settings.model).expanduser().is_dir()
+        student = student_path(settings.model) if there else None
+        self._atlas = Followed(atlas_path(settings.model, settings.atlas), self._open_atlas)
+        self._student = Followed(student, lambda: self._open_student(student))
+        self._atlas()  # mistakes are told now
+        self._student()
         self._labels = labels_folder(settings.model)
         self._usual: Tensor | None = None
         self._places = threading.BoundedSemaphore(settings.generations)
-        self._reading = functools.lru_cache(READINGS_KEPT)(self._read)
+        self._teacher: tuple[TeacherView | None, str] | None = None
+        self._teacher_lock = threading.Lock()
 
     @property
     def unit(self) -> str:
@@ -81,6 +90,7 @@ class Studio:
     def read(self, text: str) -> Reading:
         """Tokens with surprise and mixed concepts; raises :class:`UserError` for an empty or too long text."""
         token_ids(self.tokenizer, text, self._limit(), "the text")
+        self._atlas()  # one that was made anew has other names
         return self._reading(text)
 
     def _read(self, text: str) -> Reading:
@@ -88,12 +98,31 @@ class Studio:
         self._refuse_long(len(tokens), "the text")
         return Reading(tokens, self.names({mixed.id for token in tokens for mixed in token.concepts}))
 
+    def measure(self, text: str, number: int) -> Doing:
+        """What the concepts mixed behind a token of ``text`` do for the next one; raises :class:`UserError` for a text
+        that cannot be read, and a token that it has not."""
+        if not 0 <= number < len(self.read(text).tokens):
+            raise UserError("choose a token of the text first")
+        with self._places:
+            return measure(self.model, self.tokenizer, text, number, *self._teacher_view())
+
+    def _teacher_view(self) -> tuple[TeacherView | None, str]:
+        """The labels' teacher, loaded when it is asked for first; or why it is not to be had."""
+        with self._teacher_lock:
+            if self._teacher is None:
+                try:
+                    self._teacher = TeacherView(self.settings.model, self.settings.device), ""
+                except UserError as error:
+                    self._teacher = None, str(error)
+            return self._teacher
+
     # Concept
 
     def names(self, ids: set[int]) -> dict[int, str]:
         """Names of concepts, ``concept 7`` where there is no atlas."""
-        if self._atlas is not None:
-            return self._atlas.names(ids)
+        atlas = self._atlas()
+        if atlas is not None:
+            return atlas.names(ids)
         return {id: f"concept {id}" for id in ids}
 
     def examples(self, number: int = 6) -> list[str]:
@@ -118,7 +147,7 @@ class Studio:
     def card(self, id: int) -> dict[str, Any]:
         """All that is known of a concept (:func:`cocomix.steer.student_atlas.card`), and ``usual``, its usual strength
         in the model; None: it is never mixed, or nobody can tell."""
-        found = card(self._need_atlas(), self._student, id)
+        found = card(self._need_atlas(), self._student(), id)
         usual = self._usual_table()
         strength = float(usual[id]) if usual is not None else float("nan")
         return {**found, "usual": strength if np.isfinite(strength) else None}
@@ -141,11 +170,19 @@ class Studio:
         self._reading.cache_clear()  # names are in it
 
     def _need_atlas(self) -> Any:
-        if self._atlas is None:
+        atlas = self._atlas()
+        if atlas is None:
             raise UserError(
                 f"model={self.settings.model} has no atlas: make one with 'cocomix concepts atlas', or give atlas=FILE"
             )
-        return self._atlas
+        return atlas
+
+    def _open_atlas(self) -> Atlas | None:
+        self._reading.cache_clear()  # names are in it
+        return atlas_of(self.settings.model, self.settings.atlas)
+
+    def _open_student(self, path: Path | None) -> StudentAtlas | None:
+        return StudentAtlas.open(self.settings.model) if path is not None and path.is_file() else None
 
     def _usual_table(self) -> Tensor | None:
         if self._usual is None and self._labels is not None:
@@ -277,12 +314,6 @@ class Studio:
             return Path(self.settings.runs).expanduser()
         model = Path(self.settings.model).expanduser().resolve()
         return (model if (model / "run.json").is_file() else model.parent).parent
-
-
-def _student_atlas(model: str) -> StudentAtlas | None:
-    """The model's side of the atlas, where it has been made."""
-    there = Path(model).expanduser().is_dir() and student_path(model).is_file()
-    return StudentAtlas.open(model) if there else None
 
 
 def _whole_sentences(text: str) -> str:

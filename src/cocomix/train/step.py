@@ -99,8 +99,12 @@ def _backward(
 
 def clip_gradients(model: nn.Module, largest: float) -> float:
     """Scales the gradients down to a norm of ``largest`` where it is larger; returns the norm, over all shards."""
-    norm: Any = nn.utils.clip_grad_norm_(model.parameters(), largest)
-    return float(whole(norm))
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    total: Any = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    norm = float(whole(total))
+    if norm > largest:  # else a pass over all gradients that multiplies by one
+        nn.utils.clip_grads_with_norm_(parameters, largest, total)
+    return norm
 
 
 def whole(tensor: Tensor) -> Tensor:
