@@ -180,6 +180,17 @@ def test_resuming_with_another_setting_names_the_difference(dataset, tmp_path, w
         train(settings(dataset, tmp_path / "run", "steps=4", word))
 
 
+def test_a_recipe_of_a_version_without_a_setting_has_its_default(dataset, tmp_path):
+    train(settings(dataset, tmp_path / "run", "steps=2"))
+    recipe = tmp_path / "run" / "recipe.yaml"
+    lines = recipe.read_text().splitlines(keepends=True)
+    recipe.write_text("".join(line for line in lines if "slot_every:" not in line))
+    assert len(lines) - 1 == len(recipe.read_text().splitlines())
+    train(settings(dataset, tmp_path / "run", "steps=2"))
+    with pytest.raises(UserError, match=r"another model.slot_every \(1, now 2\)"):
+        train(settings(dataset, tmp_path / "run", "steps=2", "model.slot_every=2"))
+
+
 def damage(path: Path, how: str) -> None:
     if how == "missing":
         path.unlink()

@@ -207,7 +207,9 @@ class Run:
         say(f"{self.folder}: {'finished at' if over else 'resuming at'} step {self.counters.step:,} of {steps:,}")
 
     def _refuse_another(self, recipe: dict[str, Any]) -> None:
-        difference = _first_difference(recipe, self.settings.model_dump(mode="json"))
+        # Through today's settings: those that the version which began it did not have are at their defaults.
+        before = validated(TrainSettings, recipe).model_dump(mode="json") if recipe else {}
+        difference = _first_difference(before, self.settings.model_dump(mode="json"))
         if difference:
             raise UserError(
                 f"run={self.folder} was started with another {difference}: choose another run folder or remove it"
