@@ -6,10 +6,10 @@ Four series of training steps (float32, random tokens), each around the paper's 
 measured in turn. Beside the time of a token: its counted arithmetic, and the time over what this takes in the machine's
 fastest matrix product. A curve that climbs away from its floor shows a cost that the method does not have.
 
-Then a run of a small model that goes on in one process, in sixteen parts, and beside each part a fresh run of as many
-steps, since a machine that others use too drifts over minutes. The time of a step over the fresh run's, in the last
-parts over that in the first, should be 1, and so should the peak memory after all parts over that after one: what a
-step costs must not depend on how many went before.
+Then a run of a small model that goes on in one process, in sixteen parts, and at the same time as each part a fresh run
+of as many steps, since a machine that others use too drifts within seconds; each has half of the threads. The time of a
+step over the fresh run's, in the last parts over that in the first, should be 1, and so should the peak memory after
+all parts over that after one: what a step costs must not depend on how many went before.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -72,7 +73,7 @@ def main(words: Sequence[str] | None = None) -> int:
     }
     peak = max(peak, measured_peak(given.threads, 256 if given.tiny else 2048))
     rows = [row for name, found in measured.items() for row in series_rows(name, found, peak)]
-    length = against_length(steps, TINY_PARTS if given.tiny else PARTS, given.threads)
+    length = against_length(steps, TINY_PARTS if given.tiny else PARTS, max(1, given.threads // 2))
 
     facts = machine()
     print(f"method {given.method}, {given.threads} threads, float32, median of {given.repeats}")
@@ -144,19 +145,21 @@ def series_rows(name: str, found: dict[int, tuple[float, float]], peak: float) -
 
 
 def against_length(steps: int, count: int, threads: int) -> dict[str, Any]:
-    """Step times of a run that goes on and on, each part of ``steps`` steps beside a fresh run of as many; the peak
-    memory of the long run over a fresh one's."""
+    """Step times of a run that goes on and on, each part of ``steps`` steps beside a fresh run of as many, each on
+    ``threads``; the peak memory of the long run over a fresh one's."""
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(folder / "made")
         parts = []
         sizes = Sides(threads=threads, batch=steps)
-        with Side("long", [sys.executable, str(HERE / "long_side.py"), str(folder)], sizes) as long:
+        command = [sys.executable, str(HERE / "long_side.py"), str(folder)]
+        with Side("long", command, sizes) as long, ThreadPoolExecutor(1) as aside:
             for part in range(count):
-                answer = long.ask("part")
+                answer = aside.submit(long.ask, "part")
                 fresh = folder / f"fresh-{part}"
                 peak = train(folder, steps, threads, fresh)
-                parts.append({**answer, "fresh": median(step_seconds(fresh)), "fresh_megabytes": peak})
+                found = {"fresh": median(step_seconds(fresh)), "fresh_megabytes": peak}
+                parts.append({**answer.result(), **found})
         waited = waited_share(folder / "long")
     ratios = [part["seconds"] / part["fresh"] for part in parts]
     quarter = max(1, count // 4)

@@ -196,6 +196,13 @@ def beyond(losses: dict[float, float]) -> set[float]:
     return {best / 2 if best == rates[0] else best * 2}
 
 
+def main_stage(plan: Plan, rate: dict[str, float]) -> None:
+    """All methods with the first seed, then all with the next."""
+    rows = {name: row(plan, name, rate[name]) for name in METHODS}
+    for seed in plan.seeds:
+        sweep(plan, "main", rows, plan.tokens, 10, seeds=[seed])
+
+
 def short_rows(plan: Plan, rate: dict[str, float]) -> dict[str, dict[str, Any]]:
     """The ablations, and the methods that they are held against."""
 
@@ -331,14 +338,7 @@ def main() -> int:
         "data": lambda: prepare_data(plan, given.source),
         "teacher": lambda: train_teacher(plan, plan.data, "teacher"),
         "search": lambda: rate.update(search(plan)),
-        "main": lambda: sweep(
-            plan,
-            "main",
-            {name: row(plan, name, rate[name]) for name in METHODS},
-            plan.tokens,
-            10,
-            seeds=list(plan.seeds),
-        ),
+        "main": lambda: main_stage(plan, rate),
         "short": lambda: sweep(plan, "short", short_rows(plan, rate), plan.short, 4),
         "shift": lambda: shift(plan, given.source, given.without.split(","), rate),
         "times": lambda: times(plan, rate),
