@@ -54,8 +54,8 @@ class Plan:
     """Sizes of a study."""
 
     folder: Path
-    tokens: int = 4_000_000
-    short: int = 2_000_000
+    tokens: int = 3_000_000
+    short: int = 1_000_000
     search: int = 500_000
     teacher: int = 8_000_000
     sae: int = 2_000_000
@@ -65,8 +65,9 @@ class Plan:
     k: int = 16
     matched_width: int = 140
     """Of plain NTP with as many active parameters as CoCoMix at :attr:`latents` concepts."""
-    documents: int = 100
+    documents: int = 50
     """Held-out documents of an evaluation."""
+    search_documents: int = 100
     seeds: tuple[int, ...] = (0, 1, 2)
     jobs: int = 1
     threads: int | None = None
@@ -98,13 +99,14 @@ def train_teacher(plan: Plan, data: Path, name: str) -> None:
     from cocomix.train.verb import train
 
     words = ["tiny/teacher", f"data.path={data}", f"run={plan.folder / name}", f"tokens={plan.teacher}"]
-    words += [f"threads={plan.threads}"] if plan.threads else []
+    words += [f"threads={plan.threads * plan.jobs}"] if plan.threads else []  # nothing runs beside it
     train(load_settings(TrainSettings, [*words, "checkpoint.number=16", f"eval_documents={plan.documents}"]))
     sae = str(plan.folder / f"{name}-sae")
     sizes = {"latents": plan.latents, "k": plan.k, "tokens": plan.sae, "block": BLOCK}
     teacher = str(plan.folder / name / "export")
     train_sae(load_settings(SaeTrainSettings, [], teacher=teacher, data=str(data), out=sae, **sizes))
-    check_sae(load_settings(SaeCheckSettings, [], sae=sae, data=str(data)))
+    if not (Path(sae) / "check.json").is_file():
+        check_sae(load_settings(SaeCheckSettings, [], sae=sae, data=str(data)))
 
 
 def sweep(
@@ -112,7 +114,7 @@ def sweep(
 ) -> dict[str, Any]:
     """Runs ``rows`` at a budget of ``tokens``; a method's own learning rate, where one was found, is in its row.
 
-    An evaluation reads as many tokens as 80 steps train on, so only curves that are looked at have many.
+    An evaluation costs as much as some twenty steps, so only curves that are looked at have many.
     """
     windows = -(-tokens // plan.step_tokens) * 8
     mine = {"sae": str(plan.folder / "teacher-sae"), "train_windows": windows, "force": True}
@@ -120,7 +122,7 @@ def sweep(
     size = f"{windows * plan.window // 1000}k"
     every = {
         "tokens": tokens,
-        "eval_documents": plan.documents,
+        "eval_documents": plan.search_documents if name == "search" else plan.documents,
         "evaluations": evaluations,
         "checkpoint.number": 8,
         "checkpoint.keep": 1,
@@ -328,7 +330,15 @@ def main() -> int:
     sizes = {name: getattr(given, name) for name in ("tokens", "short", "search", "teacher", "sae", "documents")}
     if given.tiny:
         sizes = {"tokens": 8192, "short": 8192, "search": 4096, "teacher": 8192, "sae": 8192, "documents": 2}
-        sizes |= {"vocabulary": 300, "window": 64, "latents": 64, "k": 8, "matched_width": 132, "seeds": (0, 1)}
+        sizes |= {
+            "search_documents": 2,
+            "vocabulary": 300,
+            "window": 64,
+            "latents": 64,
+            "k": 8,
+            "matched_width": 132,
+            "seeds": (0, 1),
+        }
     plan = Plan(given.folder, jobs=given.jobs, threads=given.threads, **sizes)
     plan.folder.mkdir(parents=True, exist_ok=True)
     rate: dict[str, float] = {}
