@@ -220,8 +220,8 @@ def test_logits_are_held_a_chunk_at_a_time_on_a_gpu_a_larger_one():
     on_cpu = step_memory(settings, machine_here(1e12, 1), known)
     on_cuda = step_memory(settings, machine_of_gpus("h100", 1), known)
     tokens, vocabulary = 4096 * WINDOW, 500
-    assert on_cpu.parts["logits"] == 4 * tokens_at_once(tokens, vocabulary) * vocabulary < 4 * tokens * vocabulary / 5
-    assert on_cuda.parts["logits"] == (4 + 2) * tokens * vocabulary  # a copy for autocast's products besides
+    assert on_cpu.parts["logits"] == 4 * tokens_at_once(tokens, vocabulary) * vocabulary < 4 * tokens * vocabulary / 2
+    assert on_cuda.parts["logits"] == (4 + 2 + 2) * tokens * vocabulary  # autocast's products give and take copies
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_the_verb_says_whether_a_recipe_fits(cli):
     assert result["memory"]["fits"] is True
     assert result["memory"]["peak"] == sum(result["memory"]["parts"].values())
     assert result["memory"]["available"] == pytest.approx(80e9 * 0.95 - 1.5e9)
-    code, out, _ = cli(*words, "model.backbone.n_layer=24", "batch_windows=4096", "--gpu", "rtx4090")
+    code, out, _ = cli(*words, "batch_windows=32768", "--gpu", "rtx4090")
     assert code == 0
     assert "(24 GB): does not fit; it does with micro_batches=2\n" in out
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,8 @@ LOGITS_AT_ONCE = {"cpu": 50 << 20, "cuda": 1 << 28}
 """Logits of a chunk: 200 MB on a CPU, 1 GB on a GPU. Each chunk reads the dictionary again, so that few tokens at a
 time cost time: at 50,257 entries of width 512, chunks of 64 tokens ran at 130 GFLOP/s, chunks of 512 at 185, and with
 1,024 a head takes 1 to 2 % less than with 512."""
+
+_AS_ON: ContextVar[str | None] = ContextVar("as_on", default=None)
 
 ALIGNED = 64
 
@@ -76,19 +79,23 @@ def is_plain_linear(module: nn.Module) -> bool:
 
 @contextmanager
 def chunks_as_on(kind: str) -> Iterator[None]:
-    """Inside, a CPU cuts chunks as a device of another kind does: for work that tells that device's memory."""
-    own = LOGITS_AT_ONCE["cpu"]
-    LOGITS_AT_ONCE["cpu"] = LOGITS_AT_ONCE[kind]
+    """Inside, work is cut into pieces as on a device of another kind: to tell that device's memory."""
+    before = _AS_ON.set(kind)
     try:
         yield
     finally:
-        LOGITS_AT_ONCE["cpu"] = own
+        _AS_ON.reset(before)
 
 
-def tokens_at_once(tokens: int, entries: int, kind: str = "cpu") -> int:
+def _kind(x: Tensor) -> str:
+    """The kind of device as whose pieces are cut."""
+    return _AS_ON.get() or x.device.type
+
+
+def tokens_at_once(tokens: int, entries: int, kind: str | None = None) -> int:
     """Tokens of a chunk: all chunks are of one size, a multiple of :data:`ALIGNED` where they are larger, since odd
     ones cost up to half of the speed."""
-    most = max(1, LOGITS_AT_ONCE.get(kind, 1 << 26) // entries)
+    most = max(1, LOGITS_AT_ONCE.get(kind or _AS_ON.get() or "cpu", 1 << 26) // entries)
     size = math.ceil(tokens / max(1, math.ceil(tokens / most)))
     return min(math.ceil(size / ALIGNED) * ALIGNED, tokens) if size > ALIGNED else max(size, 1)
 
@@ -160,8 +167,9 @@ def _loss_and_gradients(
         here, count = here.clamp(min=0), meant.sum(0)
         chosen = logits.gather(0, here)
         largest = logits.new_zeros(())
-        if logits.is_cuda or not _harmless(sums := exponentials(logits, largest)):
-            if not logits.is_cuda:  # the exponentials stand in the logits' place
+        on_cpu = _kind(x) == "cpu"
+        if not on_cpu or not _harmless(sums := exponentials(logits, largest)):
+            if on_cpu:  # the exponentials stand in the logits' place
                 torch.mm(rows, own[part].t(), out=logits) if total == product else logits.copy_(rows @ own[part].t())
                 logits += 0 if shift is None else shift
             largest = logits.amax(0)
@@ -193,7 +201,7 @@ def _loss_and_gradients(
 
 def chunks(x: Float[Tensor, "N D"], rows: Float[Tensor, "V D"]) -> Iterator[tuple[slice, Float[Tensor, "V n"]]]:
     """Slices of tokens and their logits, in memory that the next chunk takes over."""
-    size = tokens_at_once(len(x), len(rows), x.device.type)
+    size = tokens_at_once(len(x), len(rows), _kind(x))
     room = x.new_empty(len(rows), size)
     for first in range(0, len(x), size):
         part = x[first : first + size]
@@ -207,7 +215,7 @@ def _harmless(sums: Float[Tensor, " n"]) -> bool:
 
 def exponentials(logits: Float[Tensor, "V n"], largest: Float[Tensor, "*n_or_none"]) -> Float[Tensor, " n"]:
     """Makes e^(z − largest) of the logits, in place and a few rows at a time; returns the sums."""
-    size = len(logits) if logits.is_cuda else max(1, ENTRIES_AT_ONCE // logits.shape[1])
+    size = max(1, ENTRIES_AT_ONCE // logits.shape[1]) if _kind(logits) == "cpu" else len(logits)
     shifted = (rows.sub_(largest) if largest.dim() else rows for rows in logits.split(size))
     return torch.stack([rows.exp_().sum(0) for rows in shifted]).sum(0)
 
@@ -233,7 +241,7 @@ def _mixing_gradients(
     if grad_bias is not None:
         grad_bias.index_add_(0, flat, by_entry.flatten().to(grad_bias.dtype))
     grad_compress = torch.zeros_like(compress) if wanted else None
-    size = tokens if x.is_cuda else max(1, ROWS_AT_ONCE // (k * compress.shape[1]))
+    size = max(1, ROWS_AT_ONCE // (k * compress.shape[1])) if _kind(x) == "cpu" else tokens
     for part in (slice(first, first + size) for first in range(0, tokens, size)):
         rows = indices[part].flatten()
         if grad_weight is not None:
