@@ -79,6 +79,7 @@ def test_read_a_text_choose_a_token_with_the_keys_measure_and_come_back(page, ur
         "rows => rows.map(r => [...r.cells].map(c => c.innerText))"
     )
     doing = studio.measure(TEXT, 2)
+    assert page.locator("#read-panel .concept >> nth=0").bounding_box()["width"] >= 100
     assert [float(row[4]) for row in cells] == pytest.approx(doing.alone, abs=6e-4)
     assert [row[5] != "–" for row in cells] == [strength > 0 for strength in doing.teacher]
     picture(page, "read")

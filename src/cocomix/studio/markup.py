@@ -86,14 +86,15 @@ def token_panel(reading: Reading, number: int, doing: Doing | None = None) -> st
     """What is mixed behind a token and, once measured, what it does."""
     token = reading.tokens[number]
     strongest = _most(mixed.strength for mixed in token.concepts)
+    less = " less" if doing is not None else ""  # a phone's width is for what was asked for last
     columns = [
         _column("concept mixed behind it", [concept_button(m.id, reading.names[m.id]) for m in token.concepts], ""),
         _column("z", [f"{mixed.strength:.2f}" for mixed in token.concepts]),
-        _column("", [_bar(abs(mixed.strength) / strongest) for mixed in token.concepts], "wide"),
-        _column("p", [f"{mixed.probability:.1%}" for mixed in token.concepts]),
+        _column("", [_bar(abs(mixed.strength) / strongest) for mixed in token.concepts], f"wide{less}"),
+        _column("p", [f"{mixed.probability:.1%}" for mixed in token.concepts], f"number{less}"),
     ]
     if doing is not None and doing.alone is not None:
-        columns.append(_column("effect, nats", [f"{effect:+.3f}" for effect in doing.alone]))
+        columns.append(_column("effect", [f"{effect:+.3f}" for effect in doing.alone]))
     if doing is not None and doing.teacher is not None:
         columns.append(_column("teacher", [f"{strength:.2f}" if strength > 0 else "–" for strength in doing.teacher]))
     head = "".join(heading for heading, _ in columns)
@@ -113,7 +114,7 @@ def _told(doing: Doing) -> str:
         said = (
             f"<p>The next token is <code>{escaped(visible(doing.next))}</code>, log p {doing.log_probability:.2f}. "
             f"Switching off all of these together takes {doing.together:+.3f} nats from it; one alone takes its "
-            "<i>effect</i>.</p>"
+            "<i>effect</i> (nats).</p>"
         )
     return said + (note(f"Teacher: {doing.missing}.") if doing.teacher is None else "")
 
