@@ -172,8 +172,7 @@ def test_with_online_labels_a_stopped_run_equals_the_straight_one(place: Path):
 EPOCHS = ["batch_windows=32", "steps=8", "checkpoint.number=8", "model.backbone.resid_pdrop=0.1"]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("background", ["true", "false"])
+@pytest.mark.parametrize(("strategy", "background"), [("ddp", "false"), ("fsdp", "true")])
 def test_two_ranks_stopped_and_resumed_equal_the_straight_run(place: Path, strategy: str, background: str):
     words = [*METHODS["cocomix"], *COMMON, *EPOCHS, f"dist.strategy={strategy}", f"checkpoint.background={background}"]
     values(on_ranks(2, go, [*words, "run=straight"]))

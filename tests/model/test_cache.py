@@ -29,7 +29,7 @@ STATIC = [
     for family, form, attention in CASES
     if (form in FEW or "slot_every" in form) and (attention == "sdpa" or family in ("gpt2", "llama", "gemma3_text"))
 ]
-PROMPT, LENGTH = 8, 28
+PROMPT, LENGTH = 8, 20
 PIECES = [(0, 5), (5, PROMPT), *((i, i + 1) for i in range(PROMPT, LENGTH))]
 PADDED = [0, 3, 7]
 """Left padding of each row of the batch."""
@@ -53,7 +53,7 @@ def ids() -> torch.Tensor:
 
 
 def in_pieces(model, ids, mask=None, cache=None):
-    """Logits and cache of the text given piece by piece, the last twenty tokens one at a time."""
+    """Logits and cache of the text given piece by piece, the last twelve tokens one at a time."""
     cache, found = {} if cache is None else {CACHE_ARGUMENT: cache}, []
     with torch.no_grad():
         for start, end in PIECES:

@@ -69,8 +69,11 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 # The dataset's train split has about 900 windows of 32: with 256 windows a step, step 4 begins the second epoch.
-@pytest.mark.parametrize(("dies_at", "batch"), [(4, 4), (7, 256)], ids=["within-an-epoch", "behind-its-end"])
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("dies_at", "batch", "dropout"),
+    [(4, 4, 0.0), (4, 4, 0.1), (7, 256, 0.1)],
+    ids=["within-an-epoch", "with-dropout", "behind-its-end"],
+)
 def test_resumed_run_equals_straight_run(dataset, tmp_path, monkeypatch, dies_at, batch, dropout):
     words = [f"batch_windows={batch}", f"model.backbone.resid_pdrop={dropout}", "checkpoint.number=10", "threads=2"]
     if batch == 256:
