@@ -8,6 +8,7 @@ A tokenizer, a teacher and its sparse autoencoder are trained on the text; then,
 - ``main``: six methods, three seeds each, at the longer budget;
 - ``short``: the ablations, one seed each, at the shorter one, beside the same methods at that budget;
 - ``shift``: a teacher that has not seen some sources (``--without``), labels by it, and students on all sources;
+- ``steering``: steering scores of the main stage's students of concepts, first seed;
 - ``times``: seconds a step of each method, measured in turn in one process, since runs of a study share the machine
   with each other;
 - ``report``: comparisons, and ``study.json`` with all that was found.
@@ -32,7 +33,7 @@ from cocomix.progress import say
 from cocomix.stopping import EXIT_STOPPED, Stopped
 from cocomix.sweep.settings import SweepSettings
 from cocomix.sweep.sweep import run_sweep
-from study_measure import measure_concepts, measure_sources
+from study_measure import STEERING, kept_steering, measure_concepts, measure_sources, score_steering
 
 METHODS: dict[str, dict[str, Any]] = {
     "ntp": {"recipe": "tiny/ntp"},
@@ -46,7 +47,7 @@ RATES = (1e-3, 2e-3, 4e-3)
 BLOCK = 2
 SHIFTED = ("cocomix", "cocomix_add")
 """Methods that learn from the shifted teacher too."""
-STAGES = ("data", "teacher", "search", "main", "short", "shift", "times", "report")
+STAGES = ("data", "teacher", "search", "main", "short", "shift", "steering", "times", "report")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Plan:
     k: int = 16
     matched_width: int = 140
     """Of plain NTP with as many active parameters as CoCoMix at :attr:`latents` concepts."""
+    concepts: int = 32
+    """Of a steering score."""
     documents: int = 50
     """Held-out documents of an evaluation."""
     search_documents: int = 100
@@ -287,6 +290,13 @@ def write_without(source: Path, target: Path, without: list[str]) -> None:
                 file.write(json.dumps({"text": text, "source": origin}, ensure_ascii=False) + "\n")
 
 
+def steer(plan: Plan) -> None:
+    """Steering scores of the students of concepts, first seed each."""
+    for method, made in METHODS.items():
+        if "labels" in made:
+            score_steering(plan.folder / "main" / f"{method}-s{plan.seeds[0]}", plan.concepts)
+
+
 def times(plan: Plan, rate: dict[str, float], repeats: int = 7, steps: int = 5) -> dict[str, float]:
     """Seconds of a training step of each method of the main stage: medians, measured in turn."""
     import time
@@ -338,6 +348,7 @@ def main() -> int:
             "k": 8,
             "matched_width": 132,
             "seeds": (0, 1),
+            "concepts": 2,
         }
     plan = Plan(given.folder, jobs=given.jobs, threads=given.threads, **sizes)
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -351,6 +362,7 @@ def main() -> int:
         "main": lambda: main_stage(plan, rate),
         "short": lambda: sweep(plan, "short", short_rows(plan, rate), plan.short, 4),
         "shift": lambda: shift(plan, given.source, given.without.split(","), rate),
+        "steering": lambda: steer(plan),
         "times": lambda: times(plan, rate),
         "report": lambda: report(plan, given.source, given.without.split(",")),
     }
@@ -389,6 +401,7 @@ def report(plan: Plan, source: Path, without: list[str]) -> None:
         "times": read_json(plan.folder / "times.json", "times"),
         "upstream_shared_by": max(1, sharing),
         "concepts": measure_concepts([*folders["main"], *folders["short"]], plan.data),
+        "steering": {run.name: kept_steering(run) for run in folders["main"] if (run / STEERING).is_file()},
         "sources": measure_sources(shifted, source, plan.data, {" and ".join(without): set(without)}),
     }
     write_json(plan.folder / "study.json", known)

@@ -1,6 +1,7 @@
 """What a study asks its finished students besides their losses: see ``study.py``.
 
 - how well they predict concepts, beside what the labels' frequencies alone would give;
+- how well their concepts steer;
 - their loss on the held-out documents of each source, for the pair of teachers of which one has not seen some sources.
 """
 
@@ -13,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from cocomix.concepts.build_atlas import build_atlas, find_atlas
 from cocomix.concepts.labels import Labels
+from cocomix.concepts.settings import AtlasSettings
 from cocomix.config import load_settings, read_recipe
 from cocomix.data.dataset import Dataset, Split
 from cocomix.data.heldout import position_of
@@ -24,6 +27,12 @@ from cocomix.evaluate.perplexity import evaluate_documents
 from cocomix.files import read_json, write_json
 from cocomix.model.load import load_concept_model, load_model
 from cocomix.progress import progress
+from cocomix.report.steering_plot import write_score
+from cocomix.steer.score import score, score_folder
+from cocomix.steer.score_settings import ScoreSettings
+from cocomix.steer.usual import labels_folder
+
+STEERING = Path("steering/steering.json")
 
 
 def measure_concepts(folders: list[Path], data: Path, windows: int = 128) -> dict[str, dict[str, Any]]:
@@ -42,6 +51,23 @@ def measure_concepts(folders: list[Path], data: Path, windows: int = 128) -> dic
                 found[folder.name] = read_json(kept, "a concept quality")
             bar.advance()
     return found
+
+
+def score_steering(run: Path, concepts: int) -> None:
+    """The steering score of a run, in its folder; its labels get an atlas first, where they have none."""
+    if (run / STEERING).is_file():
+        return
+    settings = load_settings(AtlasSettings, [], labels=str(labels_folder(str(run))))
+    if find_atlas(settings) is None:
+        build_atlas(settings)
+    wanted = load_settings(ScoreSettings, [], model=str(run), concepts=concepts)
+    write_score(score(wanted), wanted.fluency, score_folder(wanted))
+
+
+def kept_steering(run: Path) -> dict[str, Any]:
+    """Of a run's score what a page tells: all but single concepts and their texts."""
+    found = read_json(run / STEERING, "a steering score")
+    return {key: found[key] for key in ("rule", "doses", "measured", "summary")}
 
 
 def measure_sources(

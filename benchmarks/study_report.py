@@ -25,6 +25,8 @@ from cocomix.compare.runs import Run, load_run
 from cocomix.compare.summary import summary
 from cocomix.files import read_json, write_text
 from cocomix.report.plots import loss_plot
+from cocomix.report.steering import METHODS
+from cocomix.report.steering_plot import steering_plot
 
 AXES = {
     "tokens": "tokens",
@@ -56,6 +58,7 @@ def main(words: Sequence[str] | None = None) -> int:
         *ablations(short, noise(main_stage)),
         *prediction(study["concepts"]),
         *shift(study["sources"]),
+        *steering(study.get("steering", {}), images),
     ]
     if given.remarks.is_file():
         parts.append(given.remarks.read_text(encoding="utf-8").strip() + "\n")
@@ -258,6 +261,39 @@ def shift(sources: Mapping[str, Mapping[str, float]]) -> list[str]:
         "sources. Nats a token on held-out documents of each group (one seed).\n",
         table(["run", *names], rows),
     ]
+
+
+def steering(scores: Mapping[str, Mapping[str, Any]], images: Path) -> list[str]:
+    """A line a run and, of each, its dose-response curves; the picture goes into ``images``."""
+    if not scores:
+        return []
+    first = next(iter(scores.values()))
+    measured, summary = first["measured"], first["summary"]
+    rows, pictures = [], []
+    for run, score in scores.items():
+        told = score["summary"]
+        bests = [told["methods"][method]["best"] for method in METHODS]
+        rows.append([run, *(f"{bracketed(best)} at {best['dose']:.2g}" for best in bests)])
+        rows[-1] += [bracketed(told["differences"][method]) for method in METHODS if method != "concept"]
+        name = f"results-steering-{run.rpartition('-s')[0]}.png"
+        (images / name).write_bytes(steering_plot(told).png)
+        pictures.append(f"![Dose-response curves of {run}](images/{name})\n")
+    others = [f"less {label}" for method, label in METHODS.items() if method != "concept"]
+    return [
+        "## Steering\n",
+        f"The largest gain of a concept's activation in the written text, in units of its usual one, at a perplexity of at most "
+        f"{summary['fluency']:g} times the unsteered text's, with its dose in usual strengths; judged by the teacher and its "
+        f"autoencoder (see [the steering score](steering_score.md), whose command made it). {summary['concepts']} concepts, doses "
+        f"{', '.join(f'{dose:g}' for dose in first['doses'])}, {measured['prompts']} prompts, {measured['max_new_tokens']} tokens "
+        f"each; brackets are 95 % intervals over concepts. {first['rule'][0].upper()}{first['rule'][1:]}.\n",
+        table(["run", *METHODS.values(), *others], rows),
+        *pictures,
+    ]  # fmt: skip
+
+
+def bracketed(gain: Mapping[str, float | None]) -> str:
+    told = f"{gain['gain']:+.2f}"
+    return told if gain["low"] is None else f"{told} [{gain['low']:+.2f}, {gain['high']:+.2f}]"
 
 
 def difference(losses: Mapping[str, float] | None, bounds: Sequence[float] | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,19 @@ def test_every_row_is_a_training_with_settings_that_exist(tmp_path):
         assert settings.optimizer.lr == 2e-3
 
 
+def made_steering() -> dict[str, Any]:
+    """Of three concepts, each of which a concept edit makes 0.5 more active at dose 1, nothing else."""
+    from cocomix.report.steering import MEASURES, METHODS, summarised
+
+    def cell(method: str, dose: float) -> dict[str, float]:
+        return {**dict.fromkeys(MEASURES, 0.1), "dose": dose, "activation": 0.5 * dose * (method == "concept")}
+
+    methods = {method: [cell(method, dose) for dose in (0.0, 1.0)] for method in METHODS}
+    score = {"doses": [0.0, 1.0], "concepts": [{"methods": methods}] * 3}
+    measured = {"prompts": 4, "max_new_tokens": 8}
+    return {"rule": "drawn at random", "doses": score["doses"], "measured": measured, "summary": summarised(score, 1.5)}
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A finished study with made-up curves: add is better than ntp in every seed, pause worse."""
@@ -72,6 +86,7 @@ def folder(tmp_path) -> Path:
         "upstream_shared_by": 3,
         "concepts": {"cocomix_add-s0": quality},
         "sources": {"ntp-s0": {"unseen": 4.5, "rest": 4.2}},
+        "steering": {"cocomix_add-s0": made_steering()},
     }
     write_json(tmp_path / "study" / "study.json", known)
     return tmp_path / "study"
@@ -90,8 +105,9 @@ def test_the_page_tells_numbers_intervals_and_verdicts(folder, tmp_path):
     assert "not reached (0 of 3 seeds)" in page
     assert page.rstrip().endswith("Read with care.")
     assert json.loads((tmp_path / "docs/results.json").read_text())["teacher_loss"] == 3.5
-    for axis in ("tokens", "flops"):
-        assert (tmp_path / f"docs/images/results-{axis}.png").read_bytes().startswith(b"\x89PNG")
+    assert "| cocomix_add-s0 | +0.50 [+0.50, +0.50] at 1 |" in page
+    for picture in ("tokens", "flops", "steering-cocomix_add"):
+        assert (tmp_path / f"docs/images/results-{picture}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_seconds_are_steps_times_the_time_measured_in_turn(folder):

@@ -68,8 +68,8 @@ class Bar:
         text = f"{self._description}: {self._done:,}"
         if self._total:
             rate = (self._done - self._first) / max(now - self._start, 1e-9)
-            left = (self._total - self._done) / rate if rate > 0 else float("inf")
-            text += f" of {self._total:,} ({self._done / self._total:.0%}, about {left:.0f} s left)"
+            left = f", about {(self._total - self._done) / rate:.0f} s left" if rate > 0 else ""
+            text += f" of {self._total:,} ({self._done / self._total:.0%}{left})"
         say(f"{text}  {note}".rstrip())
 
     def close(self) -> None:

@@ -22,10 +22,8 @@ def score(
     Example: cocomix steer score runs/cocomix concepts=32 doses=1,2,4,8
     """
     from cocomix.config import load_settings
-    from cocomix.files import write_json, write_text
     from cocomix.progress import say
-    from cocomix.report.steering import steering_table, summarised
-    from cocomix.report.steering_plot import write_steering
+    from cocomix.report.steering_plot import write_score
     from cocomix.steer.score import score as measure
     from cocomix.steer.score import score_folder
     from cocomix.steer.score_settings import ScoreSettings
@@ -36,10 +34,6 @@ def score(
         given, run = [run, *given], None
     settings = load_settings(ScoreSettings, given, model=run)
     folder = score_folder(settings)
-    found = measure(settings)
-    summary = summarised(found, settings.fluency)
-    result, table = {**found, "summary": summary}, steering_table(found, summary)
-    write_text(folder / "steering.md", table)
-    say(f"picture: {write_steering(summary, folder / 'steering.png')}")
-    write_json(folder / "steering.json", result)
+    result, table = write_score(measure(settings), settings.fluency, folder)
+    say(f"picture: {folder / 'steering.png'}")
     show(result, table, as_json)

@@ -1,4 +1,4 @@
-"""The picture of a steering score: four measures against the dose, a curve and its band for each method."""
+"""A steering score's files; its picture: four measures against the dose, a curve and its band for each method."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, ScalarFormatter
 
-from cocomix.files import atomic_path
+from cocomix.files import atomic_path, write_json, write_text
 from cocomix.report.figure import FONT, GRID, INK, MUTED, PAPER, Plot, finish
-from cocomix.report.steering import METHODS, columns
+from cocomix.report.steering import METHODS, columns, steering_table, summarised
 
 COLOURS = {"concept": "#d55e00", "random": "#7d858f", "teacher": "#2a86cc"}
 PANELS = (
@@ -48,6 +48,18 @@ def steering_plot(summary: dict[str, Any]) -> Plot:
         f"the dashed line bounds fluency at {summary['fluency']:g} times the unsteered perplexity"
     )
     return finish(figure, "steering", f"{told}.", f"Dose-response curves. {told}.")
+
+
+def write_score(score: dict[str, Any], fluency: float, folder: Path) -> tuple[dict[str, Any], str]:
+    """Writes ``steering.md``, ``steering.png`` and, last of all, ``steering.json`` of what
+    :func:`cocomix.steer.score.score` measured; returns what the last holds (``score`` and its ``"summary"``) and the
+    table."""
+    summary = summarised(score, fluency)
+    result, table = {**score, "summary": summary}, steering_table(score, summary)
+    write_text(folder / "steering.md", table)
+    write_steering(summary, folder / "steering.png")
+    write_json(folder / "steering.json", result)
+    return result, table
 
 
 def write_steering(summary: dict[str, Any], path: Path) -> Path:
