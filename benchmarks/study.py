@@ -4,13 +4,14 @@
 
 A tokenizer, a teacher and its sparse autoencoder are trained on the text; then, all on the same data:
 
-- ``search``: a learning rate for each method by the same small search;
+- ``search``: a learning rate for each method by the same small search (at the shorter budget for interleaved slots that
+  start from the concept alone: at less they have hardly begun to learn);
 - ``main``: six methods, three seeds each, at the longer budget;
 - ``short``: the ablations, one seed each, at the shorter one, beside the same methods at that budget;
 - ``shift``: a teacher that has not seen some sources (``--without``), labels by it, and students on all sources;
 - ``steering``: steering scores of the main stage's students of concepts, first seed;
-- ``times``: seconds a step of each method, measured in turn in one process, since runs of a study share the machine
-  with each other;
+- ``times``: seconds of a step of each row and of the teacher's parts, measured in turn in one process, since runs of a
+  study share the machine with each other;
 - ``report``: comparisons, and ``study.json`` with all that was found.
 
 Stopped (Ctrl-C, SIGTERM), the same command goes on. ``docs/results.md`` is written from its folder by
@@ -27,13 +28,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cocomix.compare.runs import load_run
 from cocomix.config import load_settings
 from cocomix.files import read_json, write_json
 from cocomix.progress import say
 from cocomix.stopping import EXIT_STOPPED, Stopped
 from cocomix.sweep.settings import SweepSettings
-from cocomix.sweep.sweep import run_sweep
+from cocomix.sweep.sweep import finished, run_sweep
+from cocomix.train.fault import RECORD
 from study_measure import STEERING, kept_steering, measure_concepts, measure_sources, score_steering
+from study_times import measure_times, timed
 
 METHODS: dict[str, dict[str, Any]] = {
     "ntp": {"recipe": "tiny/ntp"},
@@ -43,6 +47,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "cocomix_add": {"recipe": "tiny/cocomix_add", "labels": "largest"},
     "cocomix_memory": {"recipe": "tiny/cocomix_memory", "labels": "largest"},
 }
+SEARCHED = {**METHODS, "cocomix_copy": METHODS["cocomix"]}
+"""What gets a learning rate of its own."""
+SLOW = frozenset({"cocomix"})
+"""Methods that are searched at the shorter budget."""
 RATES = (1e-3, 2e-3, 4e-3)
 BLOCK = 2
 SHIFTED = ("cocomix", "cocomix_add")
@@ -113,9 +121,16 @@ def train_teacher(plan: Plan, data: Path, name: str) -> None:
 
 
 def sweep(
-    plan: Plan, name: str, rows: dict[str, dict[str, Any]], tokens: int, evaluations: int, **more: Any
+    plan: Plan,
+    name: str,
+    rows: dict[str, dict[str, Any]],
+    tokens: int,
+    evaluations: int,
+    may_diverge: bool = False,
+    **more: Any,
 ) -> dict[str, Any]:
-    """Runs ``rows`` at a budget of ``tokens``; a method's own learning rate, where one was found, is in its row.
+    """Runs ``rows`` at a budget of ``tokens``; a method's own learning rate, where one was found, is in its row. A run
+    that fails ends the study, but for one that diverges where that may be.
 
     An evaluation costs as much as some twenty steps, so only curves that are looked at have many.
     """
@@ -125,7 +140,7 @@ def sweep(
     size = f"{windows * plan.window // 1000}k"
     every = {
         "tokens": tokens,
-        "eval_documents": plan.search_documents if name == "search" else plan.documents,
+        "eval_documents": plan.search_documents if name.startswith("search") else plan.documents,
         "evaluations": evaluations,
         "checkpoint.number": 8,
         "checkpoint.keep": 1,
@@ -154,8 +169,10 @@ def sweep(
         **more,
     )
     result = run_sweep(settings)
-    if result["failed"]:
-        raise SystemExit(f"{name}: {[run for run in result['runs'] if run['state'] == 'failed']}")
+    for run in result["runs"]:
+        diverged = may_diverge and (plan.folder / name / run["name"] / RECORD).is_file()
+        if run["state"] != "finished" and not diverged:
+            raise SystemExit(f"{name}: {run}")
     return result
 
 
@@ -164,13 +181,16 @@ def row(plan: Plan, method: str, rate: float | None, recipes: tuple[str, ...] = 
     settings: dict[str, Any] = {} if rate is None else {"optimizer.lr": rate}
     if method in ("ntp", "kd"):
         settings["model.backbone.n_embd"] = plan.matched_width
-    labels = changes.pop("labels", METHODS[method].get("labels"))
-    found = {**METHODS[method], "recipe": [METHODS[method]["recipe"], *recipes], "set": {**settings, **changes}}
+    labels = changes.pop("labels", SEARCHED[method].get("labels"))
+    own = [SEARCHED[method]["recipe"], *(["ablations/slot_copy"] if method == "cocomix_copy" else [])]
+    found = {**SEARCHED[method], "recipe": [*own, *recipes], "set": {**settings, **changes}}
     return found | {"labels": labels}
 
 
 def last_loss(run: Path) -> float:
     """Held-out loss at a run's end, nats a token; infinite where it diverged."""
+    if not finished(run):
+        return float("inf")
     lines = (run / "evals.jsonl").read_text(encoding="utf-8").splitlines()
     loss = json.loads(lines[-1])["loss"]
     return float(loss) if isinstance(loss, int | float) and loss == loss else float("inf")
@@ -178,15 +198,18 @@ def last_loss(run: Path) -> float:
 
 def search(plan: Plan) -> dict[str, float]:
     """The learning rate of each method: of three, doubled or halved on while the best lies at an edge."""
-    losses: dict[str, dict[float, float]] = {name: {} for name in METHODS}
-    due = {name: set(RATES) for name in METHODS}
+    losses: dict[str, dict[float, float]] = {name: {} for name in SEARCHED}
+    due = {name: set(RATES) for name in SEARCHED}
     while any(due.values()):
-        rows = {f"{name}-{rate:g}": row(plan, name, rate) for name, rates in due.items() for rate in sorted(rates)}
-        sweep(plan, "search", rows, plan.search, 1)
-        for name, rates in due.items():
-            for rate in rates:
-                losses[name][rate] = last_loss(plan.folder / "search" / f"{name}-{rate:g}-s0")
-            due[name] = beyond(losses[name])
+        for stage, tokens, slow in (("search", plan.search, False), ("search-slow", plan.short, True)):
+            rates = {name: found for name, found in due.items() if (name in SLOW) == slow}
+            rows = {f"{name}-{rate:g}": row(plan, name, rate) for name in rates for rate in sorted(rates[name])}
+            if rows:
+                sweep(plan, stage, rows, tokens, 1, may_diverge=True)
+            for name, found in rates.items():
+                for rate in found:
+                    losses[name][rate] = last_loss(plan.folder / stage / f"{name}-{rate:g}-s0")
+                due[name] = beyond(losses[name])
     found = {name: min(by_rate, key=by_rate.__getitem__) for name, by_rate in losses.items()}
     write_json(plan.folder / "search.json", {"losses": losses, "chosen": found})
     return found
@@ -223,7 +246,7 @@ def short_rows(plan: Plan, rate: dict[str, float]) -> dict[str, dict[str, Any]]:
         "ntp_larger_head": of("ntp", **{"model.backbone.n_embd": 128, "model.mixing": "add", **head}),
         "kd_pause": {**of("pause"), "recipe": ["tiny/kd_pause"], "probabilities": "teacher"},
         "pause_position": of("pause", "ablations/slot_position"),
-        "cocomix_copy": of("cocomix", "ablations/slot_copy"),
+        "cocomix_copy": of("cocomix_copy"),
         "cocomix_concept_alone": of("cocomix", "ablations/concept_alone"),
     }
     for method in ("cocomix", "cocomix_add", "cocomix_memory"):
@@ -297,34 +320,6 @@ def steer(plan: Plan) -> None:
             score_steering(plan.folder / "main" / f"{method}-s{plan.seeds[0]}", plan.concepts)
 
 
-def times(plan: Plan, rate: dict[str, float], repeats: int = 7, steps: int = 5) -> dict[str, float]:
-    """Seconds of a training step of each method of the main stage: medians, measured in turn."""
-    import time
-    from statistics import median
-
-    from cocomix.train.run import Run
-    from cocomix.train.settings import TrainSettings
-    from cocomix.train.step import train_step
-
-    runs = {}
-    for name in METHODS:
-        recipe = plan.folder / "main" / f"{name}-s0" / "recipe.yaml"
-        runs[name] = Run(load_settings(TrainSettings, [str(recipe), f"run={plan.folder / 'timing'}"]))
-        runs[name].model.train()
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in range(repeats + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            for step in range(steps):
-                batch = run.read_batch(round_ * steps + step)
-                train_step(run.spread, run.terms, [batch], run.optimizers, run.settings.optimizer.clip)
-            if round_:
-                found[name].append((time.perf_counter() - start) / steps)
-    seconds = {name: median(values) for name, values in found.items()}
-    write_json(plan.folder / "times.json", {"seconds_a_step": seconds, "step_tokens": plan.step_tokens})
-    return seconds
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="a text that 'cocomix data prepare' reads; JSON lines for the shift")
@@ -363,7 +358,7 @@ def main() -> int:
         "short": lambda: sweep(plan, "short", short_rows(plan, rate), plan.short, 4),
         "shift": lambda: shift(plan, given.source, given.without.split(","), rate),
         "steering": lambda: steer(plan),
-        "times": lambda: times(plan, rate),
+        "times": lambda: measure_times(plan.folder, first_of_each(plan), plan.threads),
         "report": lambda: report(plan, given.source, given.without.split(",")),
     }
     try:
@@ -376,18 +371,27 @@ def main() -> int:
     return 0
 
 
+def first_of_each(plan: Plan) -> dict[str, Path]:
+    """Method → a run of it, of the main stage where there is one."""
+    found: dict[str, Path] = {}
+    for name in ("main", "short"):
+        for path in sorted((plan.folder / name).glob("*/run.json")):
+            found.setdefault(load_run(path.parent).method, path.parent)
+    return found
+
+
 def report(plan: Plan, source: Path, without: list[str]) -> None:
     """The comparisons of both budgets with their pages, and ``study.json``."""
     from cocomix.compare.comparison import compare
-    from cocomix.compare.runs import load_run
     from cocomix.report.page import write_comparison
 
     folders = {
         name: sorted(path.parent for path in (plan.folder / name).glob("*/run.json")) for name in ("main", "short")
     }
-    sharing = sum(METHODS[load_run(run).method].keys() > {"recipe"} for run in folders["main"])
+    times = read_json(plan.folder / "times.json", "times")
+    sharing = sum("labels" in METHODS[m] or "probabilities" in METHODS[m] for m in map(method_of, folders["main"]))
     for name, runs in folders.items():
-        found = compare([load_run(run) for run in runs], baseline="ntp", upstream_shared_by=max(1, sharing))
+        found = compare([timed(load_run(run), times) for run in runs], "ntp", max(1, sharing))
         write_comparison(found, plan.folder / "report" / name)
     shifted = [run for run in folders["short"] if run.name.removesuffix("-s0").removesuffix("_shifted") in SHIFTED]
     shifted += [run for run in folders["short"] if run.name == "ntp-s0"]
@@ -398,13 +402,17 @@ def report(plan: Plan, source: Path, without: list[str]) -> None:
         "teacher_loss": last_loss(plan.folder / "teacher"),
         "sae": read_json(plan.folder / "teacher-sae" / "check.json", "a check"),
         "search": read_json(plan.folder / "search.json", "a search"),
-        "times": read_json(plan.folder / "times.json", "times"),
+        "times": times,
         "upstream_shared_by": max(1, sharing),
-        "concepts": measure_concepts([*folders["main"], *folders["short"]], plan.data),
+        "concepts": {name: measure_concepts(runs, plan.data) for name, runs in folders.items()},
         "steering": {run.name: kept_steering(run) for run in folders["main"] if (run / STEERING).is_file()},
         "sources": measure_sources(shifted, source, plan.data, {" and ".join(without): set(without)}),
     }
     write_json(plan.folder / "study.json", known)
+
+
+def method_of(run: Path) -> str:
+    return load_run(run).method
 
 
 if __name__ == "__main__":

@@ -15,18 +15,18 @@ import math
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from cocomix.compare.comparison import Comparison, Entry, compare
-from cocomix.compare.runs import Run, load_run
+from cocomix.compare.runs import load_run
 from cocomix.compare.summary import summary
 from cocomix.files import read_json, write_text
 from cocomix.report.plots import loss_plot
 from cocomix.report.steering import METHODS
 from cocomix.report.steering_plot import steering_plot
+from study_times import timed
 
 AXES = {
     "tokens": "tokens",
@@ -55,7 +55,7 @@ def main(words: Sequence[str] | None = None) -> int:
         *opening(given.folder, study),
         *main_table(main_stage, study),
         *verdicts(main_stage),
-        *ablations(short, noise(main_stage)),
+        *ablations(short, noise(main_stage), study["times"]["seconds_a_step"]),
         *prediction(study["concepts"]),
         *shift(study["sources"]),
         *steering(study.get("steering", {}), images),
@@ -69,17 +69,9 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def comparison_of(folder: Path, stage: str, study: Mapping[str, Any]) -> Comparison:
-    """The runs of a stage, their seconds put in terms of the stage ``times``: while they ran, they shared the machine."""
+    """The runs of a stage, their seconds put in terms of the stage ``times``."""
     runs = [timed(load_run(path.parent), study["times"]) for path in sorted((folder / stage).glob("*/run.json"))]
     return compare(runs, baseline="ntp", upstream_shared_by=study["upstream_shared_by"])
-
-
-def timed(run: Run, times: Mapping[str, Any]) -> Run:
-    """A run as if each of its steps had taken the seconds measured for its method (or the method that it varies)."""
-    step = times["seconds_a_step"].get(run.method)
-    if step is None:
-        return run
-    return replace(run, evaluations=tuple(e.model_copy(update={"seconds": e.step * step}) for e in run.evaluations))
 
 
 def noise(comparison: Comparison) -> float:
@@ -105,8 +97,8 @@ def opening(folder: Path, study: Mapping[str, Any]) -> list[str]:
         f"{plan['window']} tokens, {plan['step_tokens']:,} tokens a step; NTP and KD are {plan['matched_width']} wide, so that active "
         f"parameters match. Main stage {plan['tokens'] / 1e6:g}M tokens, {len(plan['seeds'])} seeds; ablations "
         f"{plan['short'] / 1e6:g}M tokens, one seed. float32 on CPU.\n",
-        f"Learning rate of each method by the same search ({plan['search'] / 1e6:g}M tokens each; of three, then on while the "
-        "best lies at an edge):\n",
+        f"Learning rate of each method by the same search ({plan['search'] / 1e6:g}M tokens each, for `cocomix` "
+        f"{plan['short'] / 1e6:g}M; of three, then on while the best lies at an edge):\n",
         table(["method", "chosen", "loss at each rate"], rates),
     ]  # fmt: skip
 
@@ -159,9 +151,14 @@ def main_table(comparison: Comparison, study: Mapping[str, Any]) -> list[str]:
         "![Validation loss against FLOPs](images/results-flops.png)\n",
         "## At equal cost\n",
         f"Loss less NTP's where both have spent the same. The teacher and its SAE are shared over "
-        f"{study['upstream_shared_by']} runs, as many as read them here. Seconds are steps times a step's time, measured in turn.\n",
+        f"{study['upstream_shared_by']} runs, as many as read them here. Seconds are steps, and the teacher's operations, at speeds measured in turn on "
+        f"{told_threads(study['times']['threads'])}: while the runs ran, they shared the machine.\n",
         table(["method", *AXES.values()], rows2),
     ]  # fmt: skip
+
+
+def told_threads(count: int) -> str:
+    return "one thread" if count == 1 else f"{count} threads"
 
 
 def verdicts(comparison: Comparison) -> list[str]:
@@ -202,7 +199,7 @@ def verdict(pair: Mapping[str, Any], axis: str) -> str:
     return f"{word} ({losses['difference']:+.3f})"
 
 
-def ablations(comparison: Comparison, sigma: float) -> list[str]:
+def ablations(comparison: Comparison, sigma: float, seconds: Mapping[str, float]) -> list[str]:
     finals = {name: mean(last(entry) for entry in comparison.of(name)) for name in comparison.groups}
     flops = {name: comparison.of(name)[0].run.last for name in comparison.groups}
     base_flops = flops[comparison.baseline]
@@ -216,6 +213,7 @@ def ablations(comparison: Comparison, sigma: float) -> list[str]:
             [
                 name,
                 f"{own.flops.student / base_flops.flops.student:.2f}",
+                f"{seconds[name] / seconds[comparison.baseline]:.2f}",
                 f"{loss:.3f}",
                 f"{loss - finals[comparison.baseline]:+.3f}",
                 f"{parent} {loss - finals[parent]:+.3f}" if parent else "",
@@ -225,7 +223,7 @@ def ablations(comparison: Comparison, sigma: float) -> list[str]:
         "## Ablations\n",
         "One seed at the shorter budget, so a difference of less than about "
         f"{2 * sigma:.3f} (twice the standard deviation of a paired difference in the main stage) says nothing.\n",
-        table(["row", "FLOPs ×", "final loss", "less ntp's", "less its own method's"], rows),
+        table(["row", "FLOPs ×", "time ×", "final loss", "less ntp's", "less its own method's"], rows),
     ]
 
 
@@ -237,16 +235,24 @@ def last(entry: Entry) -> float:
     return math.nan if evaluation is None or evaluation.loss is None else evaluation.loss
 
 
-def prediction(concepts: Mapping[str, Mapping[str, float]]) -> list[str]:
+def prediction(concepts: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
     rows = [
-        [name, f"{q['loss']:.3f}", f"{q['marginal_loss']:.3f}", f"{q['recall']:.1%}", f"{q['marginal_recall']:.1%}"]
-        for name, q in sorted(concepts.items())
+        [
+            stage,
+            name,
+            f"{q['loss']:.3f}",
+            f"{q['marginal_loss']:.3f}",
+            f"{q['recall']:.1%}",
+            f"{q['marginal_recall']:.1%}",
+        ]
+        for stage, runs in concepts.items()
+        for name, q in sorted(runs.items())
     ]
     return [
         "## How well labels are predicted\n",
         "Held-out text: nats a label, beside the entropy of the labels' frequencies (what a constant reaches), and the share of "
         "labels among the K concepts that are mixed, beside the same for the K most frequent ones.\n",
-        table(["run", "loss", "constant", "among the K", "constant"], rows),
+        table(["stage", "run", "loss", "constant", "among the K", "constant"], rows),
     ]  # fmt: skip
 
 

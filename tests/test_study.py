@@ -12,6 +12,13 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
+TIMES = {
+    "threads": 1,
+    "seconds_a_step": {"ntp": 0.1, "cocomix_add": 0.12, "pause": 0.15},
+    "seconds_a_flop": {"teacher": 2e-11, "labels": 3e-11, "probabilities": 4e-11, "sae": 5e-11},
+}
+
+
 @pytest.fixture(scope="module", autouse=True)
 def benchmarks_importable():
     sys.path.insert(0, str(BENCHMARKS))
@@ -31,10 +38,10 @@ def test_the_search_goes_on_while_the_best_rate_lies_at_an_edge():
 def test_every_row_is_a_training_with_settings_that_exist(tmp_path):
     from cocomix.config import load_settings
     from cocomix.train.settings import TrainSettings
-    from study import METHODS, Plan, short_rows
+    from study import SEARCHED, Plan, short_rows
 
     plan = Plan(tmp_path)
-    rows = short_rows(plan, dict.fromkeys(METHODS, 2e-3))
+    rows = short_rows(plan, dict.fromkeys(SEARCHED, 2e-3))
     assert {"ntp", "kd", "pause", "cocomix", "cocomix_add", "cocomix_memory"} < rows.keys()
     for name, row in rows.items():
         words = [f"{key}={value}" for key, value in row["set"].items()]
@@ -82,9 +89,9 @@ def folder(tmp_path) -> Path:
         "teacher_loss": 3.5,
         "sae": {"fvu": 0.05, "cross_entropy": {"recovered": 0.98}},
         "search": {"chosen": {"ntp": 2e-3}, "losses": {"ntp": {"0.001": 5.1, "0.002": 5.0, "0.004": 5.2}}},
-        "times": {"seconds_a_step": {"ntp": 0.1, "cocomix_add": 0.12, "pause": 0.15}},
+        "times": TIMES,
         "upstream_shared_by": 3,
-        "concepts": {"cocomix_add-s0": quality},
+        "concepts": {"main": {"cocomix_add-s0": quality}},
         "sources": {"ntp-s0": {"unseen": 4.5, "rest": 4.2}},
         "steering": {"cocomix_add-s0": made_steering()},
     }
@@ -110,9 +117,13 @@ def test_the_page_tells_numbers_intervals_and_verdicts(folder, tmp_path):
         assert (tmp_path / f"docs/images/results-{picture}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_seconds_are_steps_times_the_time_measured_in_turn(folder):
+def test_seconds_are_steps_and_counted_operations_at_the_speeds_measured_in_turn(folder):
     from cocomix.compare.runs import load_run
-    from study_report import timed
+    from study_times import timed
 
-    run = timed(load_run(folder / "main" / "pause-s0"), {"seconds_a_step": {"pause": 0.15}})
+    run = timed(load_run(folder / "main" / "pause-s0"), TIMES)
     assert [e.seconds for e in run.evaluations] == [e.step * 0.15 for e in run.evaluations]
+    labels = timed(load_run(folder / "main" / "cocomix_add-s0"), TIMES).manifest.labels
+    assert labels.seconds_per_token == pytest.approx(1e6 * 3e-11)
+    assert labels.upstream.teacher.seconds == pytest.approx(4e11 * 2e-11)
+    assert labels.upstream.sae.seconds == pytest.approx(4e10 * 5e-11)
