@@ -272,10 +272,12 @@ def test_baseline_is_ntp_else_the_first_else_the_one_named(tmp_path):
         compare([kd, other], baseline="cocomx")
 
 
-def test_sweep_of_one_method_is_compared_run_by_run(tmp_path):
-    found = compare(runs(tmp_path, ntp(), ntp(losses=power_law(scale=0.9)), cocomix()))
-    assert found.baseline == "run0"
-    assert [pair.candidate for pair in found.pairs] == ["run1", "cocomix"]
+def test_sweep_of_one_method_is_compared_run_by_run_with_the_best_of_the_baselines(tmp_path):
+    found = compare(runs(tmp_path, ntp(), ntp(losses=power_law(scale=0.9)), ntp(losses=(math.nan,) * 10), cocomix()))
+    assert found.baseline == "run1"
+    assert [pair.candidate for pair in found.pairs] == ["run0", "cocomix"]
+    assert compare([entry.run for entry in found.entries], baseline="ntp").baseline == "run1"
+    assert compare([entry.run for entry in found.entries], baseline="run0").baseline == "run0"
 
 
 def test_rows_of_one_method_with_seeds_are_grouped_by_their_names(tmp_path):

@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "steer": {"data", "model", "concepts"},
     "studio": {"data", "model", "concepts", "evaluate", "compare", "report", "steer"},
     "train": {"data", "dist", "ops", "model", "concepts", "losses", "evaluate"},
-    "sweep": {"data", "concepts", "train"},
+    "sweep": {"data", "dist", "concepts", "train"},
     "quickstart": {"data", "dist", "model", "concepts", "losses", "evaluate", "train", "compare", "report", "steer"},
     "cli": {
         "data",

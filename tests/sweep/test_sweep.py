@@ -22,7 +22,7 @@ from cocomix.stopping import EXIT_STOPPED
 from cocomix.sweep.caches import find_caches
 from cocomix.sweep.cases import Shared, cases
 from cocomix.sweep.settings import SweepSettings
-from cocomix.sweep.sweep import finished
+from cocomix.sweep.sweep import finished, run_sweep
 from cocomix.testing.teachers import tiny_sae, tiny_teacher
 from cocomix.testing.text import tiny_dataset
 from cocomix.train.settings import TrainSettings
@@ -55,7 +55,7 @@ def test_rows_times_grid_times_seeds_are_runs_with_names_that_tell_them_apart(da
     assert [run.name for run in runs] == ["ntp-lr-0.001-s0", "ntp-lr-0.001-s1", "ntp-lr-0.002-s0", "ntp-lr-0.002-s1",
                                           "pause-s3"]  # fmt: skip
     settings = [load_settings(TrainSettings, run.words) for run in runs]
-    assert [s.method for s in settings] == ["ntp-lr-0.001"] * 2 + ["ntp-lr-0.002"] * 2 + ["pause"]
+    assert [s.method for s in settings] == ["ntp"] * 4 + ["pause"]
     assert [(s.optimizer.lr, s.seed) for s in settings[:4]] == [(1e-3, 0), (1e-3, 1), (2e-3, 0), (2e-3, 1)]
     assert all(s.steps == 3 and s.run == f"{tmp_path}/{run.name}" for s, run in zip(settings, runs, strict=True))
 
@@ -101,6 +101,7 @@ def test_where_few_windows_are_labelled_each_seed_has_its_own(data, sae, tmp_pat
     ("changes", "sentence"),
     [
         ({"runs": {"a": {"recipe": "tiny/ntp", "labels": "x"}}}, "runs.a.labels=x is not among the sweep's labels"),
+        ({"runs": {"a": {"recipe": "tiny/ntp"}}, "grid": {"optimizer.lr": []}}, "grid.optimizer.lr has no values"),
         ({"runs": {"a": {"recipe": "tiny/ntp"}}, "only": ["b"]}, "only=b is no row of the sweep: a"),
         ({"runs": {"a": {"recipe": "tiny/ntp"}}, "part": "5/4"}, "part=5/4: the first number must not be above"),
     ],
@@ -147,3 +148,65 @@ def test_stopped_it_goes_on_and_a_run_that_fails_takes_no_other_with_it(data, tm
     assert "insert_at=7 lies outside the network" in told["broken-s0"]["error"]
     assert "resuming at step" in (folder / "long-s0" / "log.txt").read_text()
     assert len(metrics.read_text().splitlines()) == 200
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Shell commands that stand for the trainings of a sweep, by the run's name; what each was started with."""
+    scripts: dict[str, str] = {}
+    started: list[tuple[list[str], dict[str, str]]] = []
+    real = subprocess.Popen
+
+    def popen(command, env, **options):
+        started.append((command, env))
+        run = next(word for word in command if word.startswith("run=")).removeprefix("run=")
+        return real(["sh", "-c", scripts[Path(run).name]], env=env, cwd=run, **options)
+
+    monkeypatch.setattr("cocomix.sweep.sweep.subprocess.Popen", popen)
+    return scripts, started
+
+
+def test_a_run_that_was_stopped_or_killed_is_told_as_such(data, tmp_path, commands):
+    names = ("good", "stopped", "killed", "refused")
+    (tmp_path / "killed-s0").mkdir()
+    (tmp_path / "killed-s0" / "log.txt").write_text("error: a mistake of last week\n")
+    commands[0].update(
+        {
+            "good-s0": "echo '{\"finished\": true}' > run.json",
+            "stopped-s0": f"exit {EXIT_STOPPED}",
+            "killed-s0": "echo step 3; kill -9 $$",
+            "refused-s0": "echo error: too big; exit 2",
+        }
+    )
+    result = run_sweep(sweep(data, tmp_path, {name: {"recipe": "tiny/ntp"} for name in names}))
+    assert [run["state"] for run in result["runs"]] == ["finished", "stopped", "failed", "failed"]
+    assert (result["failed"], result["stopped"]) == (2, 1)
+    assert [run.get("error") for run in result["runs"][2:]] == ["killed by signal 9 (Killed)", "too big"]
+
+
+def test_runs_at_a_time_take_a_gpu_each_and_keep_their_own_threads(data, tmp_path, commands, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    rows = {name: {"recipe": "tiny/ntp"} for name in "abc"}
+    rows["c"]["set"] = {"threads": 1}
+    commands[0].update({f"{name}-s0": "exit 1" for name in rows})
+    run_sweep(sweep(data, tmp_path, rows, jobs=2, threads=3))
+    environments = [environment for _, environment in commands[1]]
+    assert {environment["CUDA_VISIBLE_DEVICES"] for environment in environments[:2]} == {"0", "1"}
+    assert [environment["OMP_NUM_THREADS"] for environment in environments] == ["3", "3", "1"]
+    assert ["threads=3" in command for command, _ in commands[1]] == [True, True, False]
+
+
+def test_a_finished_run_of_other_settings_is_refused_with_the_difference(data, tmp_path, commands):
+    commands[0]["ntp-s0"] = "echo '{\"finished\": true}' > run.json"
+    rows = {"ntp": {"recipe": "tiny/ntp"}}
+    run_sweep(sweep(data, tmp_path, rows))
+    words = cases(sweep(data, tmp_path, rows), {})[0].words
+    settings = load_settings(TrainSettings, words).model_dump(mode="json")
+    (tmp_path / "ntp-s0" / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    assert run_sweep(sweep(data, tmp_path, rows, set={"evaluations": 3}))["runs"][0]["state"] == "finished"
+    for change, sentence in (({"optimizer.lr": 9e-3}, "another optimizer.lr"), ({"tokens": 99999}, "another tokens")):
+        with pytest.raises(UserError) as told:
+            run_sweep(sweep(data, tmp_path, rows, set=change))
+        assert sentence in str(told.value)
+    assert len(commands[1]) == 1, "nothing ran again"

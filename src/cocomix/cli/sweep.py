@@ -20,7 +20,8 @@ def sweep(
 
     Labels and probabilities that rows read are found in the dataset by what they are of, or made first. Each run is a
     process with a log in its folder; a failed one does not stop the others and is listed at the end (exit code 1). The
-    same command goes on where it stopped, and runs only what is not finished.
+    same command goes on where it stopped, and runs only what is not finished; a finished run of other settings is
+    refused.
 
     On a cluster, let one job make the caches (--caches) and each task of an array take its part:
 
@@ -31,6 +32,7 @@ def sweep(
       cocomix sweep sweep.yaml jobs=2
     """
     from cocomix.config import load_settings
+    from cocomix.stopping import EXIT_STOPPED
     from cocomix.sweep.settings import SweepSettings
     from cocomix.sweep.sweep import run_sweep
 
@@ -52,14 +54,17 @@ def sweep(
         return
     result = run_sweep(settings)
     show(result, _told(result), json)
-    if result["failed"]:
-        raise typer.Exit(1)
+    if result["failed"] or result["stopped"]:
+        raise typer.Exit(1 if result["failed"] else EXIT_STOPPED)
 
 
 def _told(result: dict[str, Any]) -> str:
-    failed = [run for run in result["runs"] if run["state"] == "failed"]
-    text = f"{result['folder']}: {len(result['runs']) - len(failed)} of {len(result['runs'])} runs finished"
-    return "\n".join([text, *(f"  {run['name']} failed: {run['error']}" for run in failed)])
+    left = [run for run in result["runs"] if run["state"] != "finished"]
+    text = f"{result['folder']}: {len(result['runs']) - len(left)} of {len(result['runs'])} runs finished"
+    reasons = (run.get("error", "the same command goes on with it") for run in left)
+    return "\n".join(
+        [text, *(f"  {run['name']} {run['state']}: {why}" for run, why in zip(left, reasons, strict=True))]
+    )
 
 
 def _quoted(word: str) -> str:

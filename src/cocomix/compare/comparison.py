@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import mean
 
 from cocomix.compare.benchmarks import unlike
 from cocomix.compare.curves import Curve, curve
 from cocomix.compare.pairs import Pair, seed_pair
-from cocomix.compare.runs import Run
+from cocomix.compare.runs import Run, is_finite
 from cocomix.compare.wording import count, share
 from cocomix.errors import UserError, near_name
 
@@ -222,11 +224,18 @@ def _groups(runs: Sequence[Run]) -> list[str]:
 
 
 def _baseline(runs: Sequence[Run], names: Sequence[str], groups: Sequence[str], wanted: str | None) -> str:
+    """The group that ``wanted`` names. A method's name that stands for several (a sweep's points) means the one with
+    the lowest final loss: whatever is held against it shall beat it at its best."""
+
     def group_of(name: str) -> str | None:
         for run, own, group in zip(runs, names, groups, strict=True):
-            if name in (group, own, run.method, run.name, run.folder.as_posix()):
+            if name in (group, own, run.name, run.folder.as_posix()):
                 return group
-        return None
+        of_method = [(_final(run), group) for run, group in zip(runs, groups, strict=True) if run.method == name]
+        by_group: dict[str, list[float]] = {}
+        for loss, group in of_method:
+            by_group.setdefault(group, []).append(loss)
+        return min(by_group, key=lambda group: mean(by_group[group])) if by_group else None
 
     if wanted is None:
         return group_of(DEFAULT_BASELINE) or groups[0]
@@ -237,3 +246,8 @@ def _baseline(runs: Sequence[Run], names: Sequence[str], groups: Sequence[str], 
             f"baseline={wanted} is none of the runs{near_name(wanted, known)}: name one of {', '.join(known)}"
         )
     return found
+
+
+def _final(run: Run) -> float:
+    loss = None if run.last is None else run.last.loss
+    return loss if loss is not None and is_finite(loss) else math.inf

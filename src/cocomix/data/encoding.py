@@ -17,7 +17,7 @@ from jaxtyping import Int64, UInt32
 
 from cocomix.data.tokenizer import Encoder, load_tokenizer
 from cocomix.dist.lead import Crew
-from cocomix.dist.world import World, current
+from cocomix.dist.world import World, current, usable_cores
 from cocomix.errors import UserError
 
 RAYON = "RAYON_NUM_THREADS"
@@ -77,7 +77,7 @@ def share_cores(world: World) -> None:
     The tokenizers library starts a thread a core, whatever other ranks run on the same machine. A rank that has cores
     of its own (bound by SLURM, say) keeps them all.
     """
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
+    cores = usable_cores()
     here = (socket.gethostname(), cores)
     sharing = world.gather(here).count(here)
     if sharing > 1:

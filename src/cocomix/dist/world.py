@@ -240,3 +240,8 @@ def _store() -> Any:
 def _is_exchange(error: BaseException) -> bool:
     text = f"{type(error).__module__}.{type(error).__name__} {error}".lower()
     return any(word in text for word in TELLTALES)
+
+
+def usable_cores() -> list[int]:
+    """The numbers of the cores that this process may run on."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]

@@ -54,7 +54,7 @@ def cases(sweep: SweepSettings, caches: Mapping[Shared, str]) -> list[Case]:
             chosen = dict(zip(grid, point, strict=True))
             for seed in sweep.seeds if row.seeds is None else row.seeds:
                 parts = [name, *(f"{key.split('.')[-1]}-{_short(value)}" for key, value in chosen.items()), f"s{seed}"]
-                given: dict[str, Any] = {"data.path": sweep.data, "method": "-".join(parts[:-1]), "seed": seed}
+                given: dict[str, Any] = {"data.path": sweep.data, "method": name, "seed": seed}
                 for option in OPTIONS:
                     wanted = getattr(row, option)
                     if wanted is not None:

@@ -46,8 +46,10 @@ class SweepSettings(Settings):
     probabilities: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="name → settings of 'cocomix concepts probabilities', likewise"
     )
-    jobs: int = Field(1, ge=1, description="runs at a time")
-    threads: int | None = Field(None, ge=1, description="CPU threads of a run; none: the cores, shared by the jobs")
+    jobs: int = Field(1, ge=1, description="runs at a time; on a machine with several GPUs they take one each")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of a run that does not set its own; none: the cores, shared by the jobs"
+    )
     part: str | None = Field(
         None,
         pattern=r"^[1-9]\d*/[1-9]\d*$",
@@ -57,6 +59,12 @@ class SweepSettings(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> SweepSettings:
+        for where, grid in [("grid", self.grid), *((f"runs.{name}.grid", row.grid) for name, row in self.runs.items())]:
+            for key, values in (grid or {}).items():
+                if not values:
+                    raise ValueError(
+                        f"{where}.{key} has no values, so there is nothing to run: give some, or leave it out"
+                    )
         for name, row in self.runs.items():
             for option in ("labels", "probabilities"):
                 wanted, known = getattr(row, option), getattr(self, option)

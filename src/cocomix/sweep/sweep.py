@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -9,70 +10,69 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from cocomix.config import load_settings
+from cocomix.config import load_settings, read_recipe
+from cocomix.dist.world import usable_cores
 from cocomix.errors import UserError, explained
 from cocomix.files import read_json, write_json
 from cocomix.progress import progress, say
 from cocomix.stopping import EXIT_STOPPED, Stopped, StopRequest
 from cocomix.sweep.cases import Case, cases
 from cocomix.sweep.settings import SweepSettings
-from cocomix.train.settings import TrainSettings
+from cocomix.train.settings import FREE_ON_RESUME, TrainSettings, first_difference, recorded
 
 SECONDS_BETWEEN_LOOKS = 0.5
 LOG = "log.txt"
+OF_THE_RESULT = frozenset({"tokens", "steps", "flops", "seconds", "eval_documents"})
+"""Settings that a run may change when it goes on, but that make a finished one another."""
 
 
 def run_sweep(sweep: SweepSettings) -> dict[str, Any]:
-    """Makes what the runs share, then runs what is not finished; returns ``{"runs": [{"name", "state", …}], …}``.
+    """Makes what the runs share, then runs what is not finished; returns ``{"runs": [{"name", "method", "state", …}],
+    "failed", "stopped", …}``, a state being ``finished``, ``failed`` (with its ``error``) or ``stopped`` (by a signal
+    of its own; the same command goes on).
 
     All settings are read before anything is computed, so a mistake in the last run is told at once. A run that fails is
     noted, the others go on. Raises :class:`Stopped` when a signal asked to stop, after the runs in progress have saved
-    theirs; :class:`UserError` for settings that do not fit.
+    theirs; :class:`UserError` for settings that do not fit, or that are not those of a run that is finished already.
     """
     from cocomix.sweep.caches import find_caches
 
     _check(cases(sweep, find_caches(sweep, make=False)))
     due = cases(sweep, find_caches(sweep, make=True))
-    waiting = [case for case in due if not finished(case.folder(sweep))]
+    waiting = [case for case in due if not _finished_before(case, sweep)]
     say(f"{sweep.folder}: {len(due)} runs, {len(due) - len(waiting)} finished before")
     failures: dict[str, str] = {}
+    devices = itertools.cycle(_devices(sweep))
     with StopRequest() as stop, progress(Path(sweep.folder).name, len(due), len(due) - len(waiting)) as bar:
-        running: dict[str, tuple[Case, subprocess.Popen[bytes]]] = {}
+        running: list[_Running] = []
+        free = [next(devices) for _ in range(sweep.jobs)]
         try:
             while waiting or running:
                 while waiting and len(running) < sweep.jobs and not stop.requested:
-                    case = waiting.pop(0)
-                    running[case.name] = case, _start(case, sweep)
+                    running.append(_Running.start(waiting.pop(0), sweep, free.pop(0)))
                 time.sleep(SECONDS_BETWEEN_LOOKS)
-                for name, (case, process) in list(running.items()):
-                    code = process.poll()
-                    if code is None:
-                        continue
-                    del running[name]
-                    if code not in (0, EXIT_STOPPED):
-                        failures[name] = _last_line(case.folder(sweep) / LOG) or f"exit code {code}"
-                        say(f"{name} failed: {failures[name]}")
-                    if code != EXIT_STOPPED:
-                        bar.advance(1, name)
+                for run in [run for run in running if run.process.poll() is not None]:
+                    running.remove(run)
+                    free.append(run.device)
+                    if run.process.returncode != EXIT_STOPPED:
+                        bar.advance(1, run.case.name)
+                        if not finished(run.folder):
+                            failures[run.case.name] = run.error()
+                            say(f"{run.case.name} failed: {failures[run.case.name]}")
                 if stop.requested:
-                    _end([process for _, process in running.values()])
+                    _end(running)
                     raise Stopped(f"the sweep {sweep.folder} is saved; the same command goes on from there")
         finally:
-            _end([process for _, process in running.values()])
+            _end(running)
+    runs = [_ended(case, sweep, failures.get(case.name)) for case in due]
+    states = [run["state"] for run in runs]
     result = {
         "folder": sweep.folder,
-        "runs": [
-            {
-                "name": case.name,
-                "method": case.row,
-                "state": "failed" if case.name in failures else "finished",
-                **({"error": failures[case.name]} if case.name in failures else {}),
-            }
-            for case in due
-        ],
-        "failed": len(failures),
+        "runs": runs,
+        "failed": states.count("failed"),
+        "stopped": states.count("stopped"),
     }
     write_json(
         Path(sweep.folder) / f"sweep{'' if sweep.part is None else '-' + sweep.part.replace('/', '-')}.json", result
@@ -84,6 +84,26 @@ def finished(folder: Path) -> bool:
     """Whether a run has come to its end."""
     path = folder / "run.json"
     return path.is_file() and bool(read_json(path, "a run's description").get("finished"))
+
+
+def _finished_before(case: Case, sweep: SweepSettings) -> bool:
+    """Whether the run is finished; raises :class:`UserError` when that is a run of other settings."""
+    folder = case.folder(sweep)
+    if not finished(folder):
+        return False
+    before = recorded(read_recipe(folder / "recipe.yaml"))
+    now = load_settings(TrainSettings, case.words).model_dump(mode="json")
+    difference = first_difference(before, now, FREE_ON_RESUME - OF_THE_RESULT)
+    if difference:
+        raise UserError(
+            f"{folder} was run with another {difference}: give the sweep another folder, or remove that run's"
+        )
+    return True
+
+
+def _ended(case: Case, sweep: SweepSettings, error: str | None) -> dict[str, Any]:
+    state = "failed" if error is not None else "finished" if finished(case.folder(sweep)) else "stopped"
+    return {"name": case.name, "method": case.row, "state": state, **({} if error is None else {"error": error})}
 
 
 def _check(due: Sequence[Case]) -> None:
@@ -98,31 +118,64 @@ def _check(due: Sequence[Case]) -> None:
             raise UserError(f"two runs of the sweep are called {name}: give their rows other names")
 
 
-def _start(case: Case, sweep: SweepSettings) -> subprocess.Popen[bytes]:
-    folder = case.folder(sweep)
-    threads = sweep.threads or max(1, len(os.sched_getaffinity(0)) // sweep.jobs)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / LOG).open("ab") as log:
-            # A session of its own: Ctrl-C reaches the sweep alone, which asks each run to stop.
-            return subprocess.Popen(
-                [sys.executable, "-m", "cocomix", "train", *case.words, f"threads={threads}"],
-                stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True,
-            )  # fmt: skip
+class _Running(NamedTuple):
+    """A run in progress."""
+
+    case: Case
+    folder: Path
+    process: subprocess.Popen[bytes]
+    device: str | None
+    """The GPU that it has to itself; None: it sees what the sweep sees."""
+    logged: int
+    """Bytes of the log before it: what an earlier attempt wrote."""
+
+    @classmethod
+    def start(cls, case: Case, sweep: SweepSettings, device: str | None) -> _Running:
+        folder = case.folder(sweep)
+        threads = sweep.threads or max(1, len(usable_cores()) // sweep.jobs)
+        own = load_settings(TrainSettings, case.words).threads
+        words = case.words if own else [*case.words, f"threads={threads}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(own or threads)}
+        if device is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = device
+        with explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / LOG).open("ab") as log:
+                logged = log.tell()
+                # A session of its own: Ctrl-C reaches the sweep alone, which asks each run to stop.
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "cocomix", "train", *words],
+                    stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True,
+                )  # fmt: skip
+                return cls(case, folder, process, device, logged)
+
+    def error(self) -> str:
+        """What it said last: an error, else the signal that ended it, else its last line."""
+        with explained(self.folder), (self.folder / LOG).open("rb") as log:
+            log.seek(self.logged)
+            lines = log.read().decode("utf-8", "replace").strip().splitlines()
+        code = self.process.returncode
+        told = [line for line in lines if line.startswith("error:")]
+        if not told and code < 0:
+            return f"killed by signal {-code} ({signal.strsignal(-code)})"
+        return (told or lines or [f"exit code {code}"])[-1].removeprefix("error: ")
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-    for process in processes:
-        process.wait()
+def _devices(sweep: SweepSettings) -> list[str | None]:
+    """GPUs to deal out to runs at a time, as ``CUDA_VISIBLE_DEVICES`` names them; none where they need not be told."""
+    if sweep.jobs == 1:
+        return [None]
+    import torch
+
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(number) for number in range(count)]
+    return list(names) if count > 1 else [None]
 
 
-def _last_line(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    told = [line for line in lines if line.startswith("error:")]
-    return (told or lines or [""])[-1].removeprefix("error: ")
+def _end(running: Sequence[_Running]) -> None:
+    for run in running:
+        if run.process.poll() is None:
+            run.process.send_signal(signal.SIGTERM)
+    for run in running:
+        run.process.wait()

@@ -37,7 +37,7 @@ from cocomix.train.checkpoint import (
 from cocomix.train.counters import Counters
 from cocomix.train.export import export_model
 from cocomix.train.inputs import check_inputs
-from cocomix.train.settings import FREE_ON_RESUME, TrainSettings
+from cocomix.train.settings import TrainSettings, first_difference, recorded
 from cocomix.train.sources import CONCEPTS, Sources
 from cocomix.train.step import whole
 
@@ -207,9 +207,7 @@ class Run:
         say(f"{self.folder}: {'finished at' if over else 'resuming at'} step {self.counters.step:,} of {steps:,}")
 
     def _refuse_another(self, recipe: dict[str, Any]) -> None:
-        # Through today's settings: those that the version which began it did not have are at their defaults.
-        before = validated(TrainSettings, recipe).model_dump(mode="json") if recipe else {}
-        difference = _first_difference(before, self.settings.model_dump(mode="json"))
+        difference = first_difference(recorded(recipe) if recipe else {}, self.settings.model_dump(mode="json"))
         if difference:
             raise UserError(
                 f"run={self.folder} was started with another {difference}: choose another run folder or remove it"
@@ -221,7 +219,7 @@ class Run:
                 continue
             names = [n for n in ("tokenizer_sha256", "vocab_size", "window", "of") if before.get(n) != today.get(n)]
             name = names[0] if names else "fingerprint"
-            what = _first_difference({name: before.get(name)}, {name: today.get(name)}, f"{part}.") or part
+            what = first_difference({name: before.get(name)}, {name: today.get(name)}, prefix=f"{part}.") or part
             raise UserError(
                 f"run={self.folder}: its {part} changed since it began, {what}: restore them or choose another run"
             )
@@ -271,20 +269,6 @@ def open_run(folder: str, **changes: Any) -> Run:
     if not recipe.is_file():
         raise UserError(f"{folder} is no run: give a folder that 'cocomix train' wrote")
     return Run(validated(TrainSettings, {**read_recipe(recipe), "run": folder, **changes}))
-
-
-def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
-    for key in sorted(set(old) | set(new)):
-        name = prefix + key
-        if name in FREE_ON_RESUME:
-            continue
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            if found := _first_difference(a, b, f"{name}."):
-                return found
-        elif a != b:
-            return f"{name} ({a}, now {b})"
-    return None
 
 
 def _device(name: str, world: World) -> torch.device:

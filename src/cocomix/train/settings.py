@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cocomix.concepts.settings import OnlineSettings, OnlineTeacherSettings
-from cocomix.config import Settings
+from cocomix.config import Settings, validated
 from cocomix.dist.settings import DistSettings
 
 DEFAULT_BACKBONE = {"model_type": "gpt2"}
@@ -218,3 +218,26 @@ FREE_ON_RESUME = frozenset(
      "data.verify"}
 )  # fmt: skip
 """Settings that a resumed run may change: they do not alter what a step computes (but the budget the schedule)."""
+
+
+def first_difference(
+    old: dict[str, Any], new: dict[str, Any], free: frozenset[str] = FREE_ON_RESUME, prefix: str = ""
+) -> str | None:
+    """The first setting outside ``free`` that differs, ``"optimizer.lr (0.001, now 0.002)"``; None: there is none."""
+    for key in sorted(set(old) | set(new)):
+        name = prefix + key
+        if name in free:
+            continue
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            if found := first_difference(a, b, free, f"{name}."):
+                return found
+        elif a != b:
+            return f"{name} ({a}, now {b})"
+    return None
+
+
+def recorded(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A run's ``recipe.yaml`` through today's settings: those that the version which wrote it did not have are at their
+    defaults."""
+    return validated(TrainSettings, recipe).model_dump(mode="json")
