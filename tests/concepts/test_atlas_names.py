@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,29 @@ def test_given_names_stay_when_the_atlas_is_made_again(labelled: Path, made: Pat
         assert again.given()[0].author == "Ada"
     finally:
         Atlas.open(made).unname(9)
+
+
+@pytest.mark.parametrize("spoil", ["UPDATE about SET value = '1' WHERE key = 'format'", "DROP TABLE token_index"])
+def test_given_names_outlive_an_atlas_that_can_no_longer_be_opened(labelled: Path, made: Path, spoil: str) -> None:
+    Atlas.open(made).rename(9, "quokkas", "Ada")
+    with closing(sqlite3.connect(made)) as connection:
+        connection.execute(spoil)
+        connection.commit()
+    try:
+        assert build_atlas(AtlasSettings(labels=str(labelled), tokens=3000)).concept(9)["name"] == "quokkas"
+    finally:
+        Atlas.open(made).unname(9)
+
+
+def test_an_atlas_whose_names_cannot_be_read_is_kept_beside_the_new_one(
+    labelled: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made.write_bytes(b"no database")
+    assert build_atlas(AtlasSettings(labels=str(labelled), tokens=3000)).given() == []
+    kept = made.with_name(f"{made.name}.damaged")
+    assert kept.read_bytes() == b"no database"
+    assert f"the damaged atlas is kept as {kept}" in capsys.readouterr().err
+    kept.unlink()
 
 
 @pytest.mark.parametrize(
@@ -166,6 +191,7 @@ def test_an_object_a_line_is_read_too(atlas: Atlas, tmp_path: Path) -> None:
         ('[{"index": "3", "description": "x"}]', "line 3: an object"),
         ('{"index": "3", "description": ["x"]}', "line 3: .* must be texts"),
         ('{"index": "3", "description": "\\u001b[0m"}', "line 3: .* control character"),
+        ('{"index": "3", "description": "x", "explanationModelName": "\\ud800"}', "line 3: .* half of a character"),
         ("{", "is no file of names"),
     ],
 )
@@ -196,6 +222,10 @@ def test_the_verb_takes_names_out_and_in(atlas: Atlas, tmp_path: Path, capsys: p
     assert main(["concepts", "names", "export", str(file), labels, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["names"] == 64 - atlas.dead
     text = file.read_text(encoding="utf-8")
+    entry = {**json.loads(text)[0], "description": "herons", "layer": "9-res-jb"}
+    file.write_text(json.dumps([entry]), encoding="utf-8")
+    assert main(["concepts", "names", "import", str(file), labels]) == 0
+    assert f"1 concepts have new names; the file's are of {entry['modelId']} 9-res-jb" in capsys.readouterr().out
     file.write_text(text.replace('"index": "7"', '"index": "700"'), encoding="utf-8")
     assert main(["concepts", "names", "import", str(file), labels]) == 2
     assert "there is no concept 700" in capsys.readouterr().err

@@ -191,7 +191,7 @@ def names(
       cocomix concepts names import names.json labels=data/mine/labels/largest
     """
     from cocomix.concepts.atlas import Atlas
-    from cocomix.concepts.atlas_explanations import export_names, import_names
+    from cocomix.concepts.atlas_explanations import export_names, import_names, origin, place
     from cocomix.concepts.settings import RunLabelsSettings
     from cocomix.config import load_settings
 
@@ -202,6 +202,9 @@ def names(
     else:
         number = import_names(atlas, file)
         text = f"{atlas.path}: {number:,} concepts have new names"
+        theirs, ours = origin(file), " ".join(place(atlas).values())
+        if number and theirs not in (None, ours):
+            text += f"; the file's are of {theirs}, these concepts of {ours}: see that they are the same autoencoder's"
     show_result({"atlas": str(atlas.path), "file": file, "names": number}, text, json)
 
 

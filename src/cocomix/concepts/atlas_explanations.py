@@ -34,10 +34,7 @@ OURSELVES = "cocomix"
 def explanations(atlas: Atlas) -> Iterator[dict[str, Any]]:
     """An object for each concept that is a label somewhere or has a person's name, by id."""
     given = {name.id: name for name in atlas.given()}
-    where = {
-        "modelId": Path(atlas.about["teacher"]).name,
-        "layer": f"{atlas.about['block']}-{atlas.path.resolve().parent.name}",
-    }
+    where = place(atlas)
     for entry in sorted(atlas.top(atlas.concepts), key=lambda entry: entry["id"]):
         name = given.get(entry["id"])
         if name is None and entry["dead"]:
@@ -52,11 +49,26 @@ def explanations(atlas: Atlas) -> Iterator[dict[str, Any]]:
         }
 
 
+def place(atlas: Atlas) -> dict[str, str]:
+    """Where an atlas' concepts are from: the teacher, and its block with the labels' name."""
+    return {
+        "modelId": Path(atlas.about["teacher"]).name,
+        "layer": f"{atlas.about['block']}-{atlas.path.resolve().parent.name}",
+    }
+
+
 def export_names(atlas: Atlas, path: Path | str) -> int:
     """Writes :func:`explanations` as a list, a line a concept, so that a line can be found; returns how many."""
     lines = [json.dumps(entry, ensure_ascii=False) for entry in explanations(atlas)]
     write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
     return len(lines)
+
+
+def origin(path: Path | str) -> str | None:
+    """Where the names of a file are from, ``gpt2-small 9-res-jb``, as its first entry says it; None: it does not."""
+    _, first = next(_entries(Path(path)), (0, {}))
+    told = [str(first.get(key) or "") for key in ("modelId", "layer")] if isinstance(first, dict) else [""]
+    return " ".join(told) if all(told) else None
 
 
 def import_names(atlas: Atlas, path: Path | str) -> int:
@@ -90,6 +102,10 @@ def _given(entry: Any) -> Given:
         raise UserError(f'"index" {str(index)[:40]!r} is no concept\'s number')
     if not isinstance(name, str) or not isinstance(author, str):
         raise UserError('"description" and "explanationModelName" must be texts')
+    try:
+        json.dumps(entry, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"it holds {error.object[error.start]!r}, half of a character: leave it out") from error
     # What an automatic name's fields say is no longer so once somebody has changed it.
     automatic = entry.get("typeName") == AUTOMATIC
     ours = {"index", "description", "explanationModelName", *(["typeName"] if automatic else [])}

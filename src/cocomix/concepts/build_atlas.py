@@ -11,6 +11,7 @@ promoted most. A name that a person gave stays when the atlas is made again, as 
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ import numpy as np
 
 from cocomix.concepts.atlas import Atlas
 from cocomix.concepts.atlas_format import FILE, FORMAT, SCHEMA, packed, words
-from cocomix.concepts.atlas_names import Given, write_names
+from cocomix.concepts.atlas_names import Given, given_names, write_names
 from cocomix.concepts.atlas_places import BEFORE, CUT, surroundings
 from cocomix.concepts.gather import Gathered, gather
 from cocomix.concepts.labels import Labels, open_labels
@@ -97,18 +98,32 @@ def _new_database(path: Path) -> sqlite3.Connection:
 
 
 def _kept_names(path: Path, sae: str) -> list[Given]:
-    """What people gave in the atlas that was there, if its concepts are those of the same autoencoder; else the names
-    go into a file of their own."""
-    with suppress(UserError):
-        before = Atlas.open(path)
-        with closing(before):
-            given = before.given()
-            if before.about["sae"] == sae or not given:
-                return given
-            saved = path.with_name(f"names-{before.about['sae'][:8]}.json")
-            write_json(saved, {"sae": before.about["sae"], "names": [name._asdict() for name in given]})
-            say(f"{len(given):,} names were given to another autoencoder's concepts: they are in {saved}")
+    """What people gave in the atlas that was there, whatever its format, if its concepts are those of the same
+    autoencoder; else the names go into a file of their own, and where they cannot be read the whole atlas stays."""
+    if not path.is_file():
+        return []
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            given = given_names(connection)
+            found = connection.execute("SELECT value FROM about WHERE key = 'sae'").fetchone()
+    except (sqlite3.Error, ValueError):
+        aside = _unused(path.with_name(f"{path.name}.damaged"))
+        path.rename(aside)
+        say(f"names that were given in {path} cannot be read: the damaged atlas is kept as {aside}")
+        return []
+    before = found[0] if found else "unknown"
+    if before == sae or not given:
+        return given
+    saved = _unused(path.with_name(f"names-{before[:8]}.json"))
+    write_json(saved, {"sae": before, "names": [name._asdict() for name in given]})
+    say(f"{len(given):,} names were given to another autoencoder's concepts: they are in {saved}")
     return []
+
+
+def _unused(path: Path) -> Path:
+    """``path``, or with a number after it where that is taken."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(p for p in itertools.chain([path], numbered) if not p.exists())
 
 
 def _decoder_rows(settings: AtlasSettings, labels: Labels, dataset: Dataset, occurring: np.ndarray) -> _Rows:

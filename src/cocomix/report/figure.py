@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ MORE_COLOURS = ["#8b6fd6", "#4f9da6", "#a5694f", "#6f8f2f", *METHOD_COLOURS.valu
 WIDTH, HEIGHT = 5.2, 3.5  # inches: small, so that letters stay readable where a phone shrinks the figure
 FONT = 10.5
 LONGEST_NAME = 22
+_SETTINGS = threading.Lock()
+"""matplotlib's settings are the process', not a thread's."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def short(name: str) -> str:
 def finish(figure: Figure, name: str, caption: str, alt: str) -> Plot:
     """Draws ``figure``: the same comparison gives the same bytes, whenever it is drawn."""
     svg, png = io.StringIO(), io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with _SETTINGS, matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     figure.savefig(png, format="png", dpi=200)
     return Plot(name, caption, alt, svg.getvalue(), png.getvalue())
