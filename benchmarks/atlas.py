@@ -1,11 +1,11 @@
 """How long does an atlas of 10 million labelled tokens take, how much memory, and how quick is a search in it?
 
-    python benchmarks/atlas.py [--tokens 10000000] [--concepts 32768] [--threads 2] [--keep FOLDER] [--json FILE]
-                               [--tiny]
+    python benchmarks/atlas.py [--tokens 10000000] [--concepts 32768] [--width 768] [--threads 2]
+                               [--keep FOLDER] [--json FILE] [--tiny]
 
 The cache is made up and lies in the real formats: 50,257 tokens of which r-th frequent ones occur with 1/r, four labels
 a token, seven in ten of them from sixteen concepts that the token has to itself, the others any; teacher and
-autoencoder are random and 64 wide. The command 'cocomix concepts atlas' runs as a process of its own: its seconds are
+autoencoder are random and as wide as GPT-2 124M. The command 'cocomix concepts atlas' runs as a process of its own: its seconds are
 wall-clock from start to end, imports included, its memory is the highest resident size (ru_maxrss). Searches are timed
 in this process, the first one with a file that was just opened. Goals: 180 s, 2 GB, 50 ms.
 """
@@ -41,7 +41,7 @@ from cocomix.files import write_json
 from cocomix.testing.teachers import write_sae
 from common import machine, machine_line, table, write
 
-VOCABULARY, WIDTH, K, WINDOW = 50_257, 64, 4, 1024
+VOCABULARY, K, WINDOW = 50_257, 4, 1024
 OWN_CONCEPTS, OWN_SHARE = 16, 0.7
 SEARCHES = 50
 GOALS = {"seconds": 180.0, "gigabytes": 2.0, "search_ms": 50.0}
@@ -53,17 +53,18 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--tokens", type=int, default=10_000_000)
     options.add_argument("--concepts", type=int, default=32_768)
+    options.add_argument("--width", type=int, default=768, help="of teacher and autoencoder")
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--keep", type=Path, help="make the cache here, or find it from the last time")
     options.add_argument("--json", type=Path)
     options.add_argument("--tiny", action="store_true", help="seconds instead of minutes: does it run?")
     given = options.parse_args()
     if given.tiny:
-        given.tokens, given.concepts = 50_000, 512
+        given.tokens, given.concepts, given.width = 50_000, 512, 64
     with nullcontext(given.keep) if given.keep else tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "data" / "labels" / "made"
         if not (folder / MANIFEST).is_file():
-            make_cache(Path(place), given.tokens, given.concepts)
+            make_cache(Path(place), given.tokens, given.concepts, given.width)
         seconds, gigabytes = build(folder, given.threads)
         atlas = Atlas.open(folder)
         searches = timed_searches(atlas)
@@ -76,8 +77,10 @@ def main() -> int:
         {"name": "first search, ms", "value": 1e3 * searches[0]},
         {"name": "atlas.sqlite, MB", "value": size / 1e6},
     ]
-    facts, sizes = machine(), {key: getattr(given, key) for key in ("tokens", "concepts", "threads")}
-    print(f"{given.tokens:,} tokens, {given.concepts:,} concepts, {K} labels a token, {given.threads} threads")
+    facts, sizes = machine(), {key: getattr(given, key) for key in ("tokens", "concepts", "width", "threads")}
+    print(
+        f"{given.tokens:,} tokens, {given.concepts:,} concepts of width {given.width}, {K} labels a token, {given.threads} threads"
+    )
     print(table(rows, COLUMNS))
     print(f"load average {os.getloadavg()[0]:.1f}\n{machine_line(facts)}")
     write(given.json, {"benchmark": "atlas", "machine": facts, "rows": rows, **sizes, "searches": searches})
@@ -110,7 +113,7 @@ def _seconds(atlas: Atlas, text: str) -> float:
     return time.perf_counter() - start
 
 
-def make_cache(place: Path, tokens: int, concepts: int) -> None:
+def make_cache(place: Path, tokens: int, concepts: int, width: int) -> None:
     """Dataset, teacher, autoencoder and labels in ``place``."""
     data = place / "data"
     tokenizer = train_tokenizer(_made_up_words(), VOCABULARY)
@@ -133,11 +136,11 @@ def make_cache(place: Path, tokens: int, concepts: int) -> None:
         },
     )  # fmt: skip
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=WIDTH, n_layer=2, n_head=2, n_positions=WINDOW)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=width, n_layer=2, n_head=2, n_positions=WINDOW)
     GPT2LMHeadModel(config).save_pretrained(place / "teacher")
     tokenizer.save_pretrained(str(place / "teacher"))
-    decoder = torch.nn.functional.normalize(torch.randn(concepts, WIDTH), dim=-1)
-    write_sae(place / "sae", decoder.T.contiguous(), torch.zeros(concepts), decoder, torch.zeros(WIDTH), 32)
+    decoder = torch.nn.functional.normalize(torch.randn(concepts, width), dim=-1)
+    write_sae(place / "sae", decoder.T.contiguous(), torch.zeros(concepts), decoder, torch.zeros(width), 32)
     _write_labels(data, place, concepts, draw)
 
 
