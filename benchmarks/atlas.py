@@ -5,9 +5,9 @@
 
 The cache is made up and lies in the real formats: 50,257 tokens of which r-th frequent ones occur with 1/r, four labels
 a token, seven in ten of them from sixteen concepts that the token has to itself, the others any; teacher and
-autoencoder are random and as wide as GPT-2 124M. The command 'cocomix concepts atlas' runs as a process of its own: its seconds are
-wall-clock from start to end, imports included, its memory is the highest resident size (ru_maxrss). Searches are timed
-in this process, the first one with a file that was just opened. Goals: 180 s, 2 GB, 50 ms.
+autoencoder are random and as wide as GPT-2 124M. The command 'cocomix concepts atlas' runs as a process of its own: its
+seconds are wall-clock from start to end, imports included, its memory is the highest resident size (ru_maxrss).
+Searches are timed in this process, the first one with a file that was just opened. Goals: 180 s, 2 GB, 50 ms.
 """
 
 from __future__ import annotations
@@ -78,9 +78,8 @@ def main() -> int:
         {"name": "atlas.sqlite, MB", "value": size / 1e6},
     ]
     facts, sizes = machine(), {key: getattr(given, key) for key in ("tokens", "concepts", "width", "threads")}
-    print(
-        f"{given.tokens:,} tokens, {given.concepts:,} concepts of width {given.width}, {K} labels a token, {given.threads} threads"
-    )
+    dictionary = f"{given.concepts:,} concepts of width {given.width}, {K} labels a token"
+    print(f"{given.tokens:,} tokens, {dictionary}, {given.threads} threads")
     print(table(rows, COLUMNS))
     print(f"load average {os.getloadavg()[0]:.1f}\n{machine_line(facts)}")
     write(given.json, {"benchmark": "atlas", "machine": facts, "rows": rows, **sizes, "searches": searches})
