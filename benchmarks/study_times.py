@@ -44,6 +44,7 @@ def measure_times(
     """
     if threads:
         torch.set_num_threads(threads)
+    shutil.rmtree(study / "timing", ignore_errors=True)  # what a stopped one left
     work: dict[str, Callable[[int], float]] = {}
     for name, folder in methods.items():
         work[name] = _step(folder, study / "timing", steps)
@@ -96,11 +97,12 @@ def _step(run: Path, folder: Path, steps: int) -> Callable[[int], float]:
     """Seconds of a training step, without those that a teacher is asked meanwhile: they are its part."""
     training = Training(load_settings(TrainSettings, [str(run / "recipe.yaml"), f"run={folder}", "threads=null"]))
     training.model.train()
+    planned = read_json(run / "run.json", "a run's description")["steps"]  # what its caches cover
 
     def measured(round_: int) -> float:
         start, asked = time.perf_counter(), training.sources.seconds
         for step in range(round_ * steps, (round_ + 1) * steps):
-            batch = training.read_batch(step)
+            batch = training.read_batch(step % planned)
             train_step(training.spread, training.terms, [batch], training.optimizers, training.settings.optimizer.clip)
         return (time.perf_counter() - start - (training.sources.seconds - asked)) / steps
 
