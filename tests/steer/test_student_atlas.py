@@ -238,3 +238,26 @@ def test_the_verbs_know_the_labels_of_the_run(
     assert "nats a token" in shown
     assert main(["concepts", "show", "5", f"model={run.parent}"]) == 2
     assert "does not say which labels it learnt from" in capsys.readouterr().err
+
+
+def test_concepts_are_found_by_words_and_by_what_the_model_makes_of_them(
+    run: Path, student: StudentAtlas, settings: AtlasSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    atlas = Atlas.open(settings.folder)
+    word = atlas.top(1)[0]["promoted"][0]["token"].strip()
+    cases = {
+        ("only=ignored", f"model={run}"): [i for i in range(atlas.concepts) if student.concept(i)["ignored"]],
+        ("by=effect", f"model={run}", "limit=3"): student.measured()[:3],
+        (word, f"labels={settings.folder}"): [entry["id"] for entry in atlas.search(word, atlas.concepts)],
+        ("only=dead", f"labels={settings.folder}"): [e["id"] for e in atlas.top(atlas.concepts) if e["dead"]],
+    }
+    for words, expected in cases.items():
+        assert main(["concepts", "find", *words, *([] if "limit=3" in words else ["limit=1000"]), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert sorted(c["id"] for c in found["concepts"]) == sorted(expected), words
+    assert main(["concepts", "find", "by=effect", "limit=2", f"model={run}"]) == 0
+    out = capsys.readouterr().out
+    assert f"{atlas.concepts:,} concepts, the first 2" in out
+    assert "effect" in out.splitlines()[1]
+    assert main(["concepts", "find", "only=ignored", f"labels={settings.folder}"]) == 2
+    assert "only=ignored asks what a model makes of concepts: add model=RUN" in capsys.readouterr().err

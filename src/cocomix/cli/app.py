@@ -114,6 +114,7 @@ VERBS: list[tuple[str, str, str]] = [
     ("concepts extract", "concepts", "cocomix.concepts.settings:ExtractSettings"),
     ("concepts probabilities", "concepts", "cocomix.concepts.settings:ProbabilitySettings"),
     ("concepts atlas", "concepts", "cocomix.concepts.settings:AtlasSettings"),
+    ("concepts find", "concepts", "cocomix.concepts.settings:FindSettings"),
     ("concepts show", "concepts", "cocomix.concepts.settings:ShowSettings"),
     ("concepts names", "concepts", "cocomix.concepts.settings:RunLabelsSettings"),
     ("concepts weights", "concepts", "cocomix.evaluate.weights_settings:WeightsSettings"),

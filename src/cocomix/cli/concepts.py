@@ -1,4 +1,4 @@
-"""``cocomix concepts extract``, ``probabilities``, ``atlas``, ``show``, ``names`` and ``weights``."""
+"""``cocomix concepts extract``, ``probabilities``, ``atlas``, ``find``, ``show``, ``names`` and ``weights``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ Folder = Annotated[
     str | None,
     typer.Argument(metavar="[LABELS]", help="The labels' folder (DATASET/labels/NAME), or give data= and name=."),
 ]
+Text = Annotated[str | None, typer.Argument(metavar="[WORDS]", help="Words to look for.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Run folder or export folder.")]
 Id = Annotated[int, typer.Argument(metavar="ID", help="The concept's number.")]
 
@@ -110,7 +111,7 @@ def atlas(labels: Folder = None, words: Overrides = None, json: Json = False) ->
     from cocomix.config import load_settings
 
     quiet_transformers()
-    folder, words = _folder(labels, words)
+    folder, words = _optional(labels, words)
     settings = _with_labels(load_settings(AtlasSettings, words, labels=folder))
     made = build_atlas(settings) if settings.model is None else find_atlas(settings) or build_atlas(settings)
     top = made.top(20)
@@ -140,6 +141,40 @@ def atlas(labels: Folder = None, words: Overrides = None, json: Json = False) ->
             *(f"{id:>7}  {student.concept(id)['effect']:>9.3g}  {names[id]}" for id in measured[:10]),
         ]
     show_result(result, "\n".join(text), json)
+
+
+def find(text: Text = None, words: Overrides = None, json: Json = False) -> None:
+    """List concepts of an atlas: those that know some words, that are dead, that a model ignores, or the most frequent.
+
+    Words are looked for in names, then in promoted and labelled tokens, then in contexts; all must be there, and from
+    three letters on their beginnings suffice. With model=RUN also what that model makes of each.
+
+    Example:
+
+      cocomix concepts find "harbour" labels=data/mine/labels/largest
+
+      cocomix concepts find only=ignored by=frequency model=runs/cocomix
+    """
+    from cocomix.concepts.settings import FindSettings
+    from cocomix.config import load_settings
+    from cocomix.steer.find_concepts import find_concepts
+
+    text, words = _optional(text, words)
+    result = find_concepts(_with_labels(load_settings(FindSettings, words, text=text)))
+    lines = [_found(concept) for concept in result["concepts"]]
+    shown = f", the first {len(lines):,}" if len(lines) < result["found"] else ""
+    show_result(result, "\n".join([f"{result['atlas']}: {result['found']:,} concepts{shown}", *lines]), json)
+
+
+def _found(concept: dict[str, Any]) -> str:
+    line = f"{concept['id']:>7}  {concept['frequency']:>7.2%}  {concept['name']}"
+    student = concept["student"]
+    if student is None:
+        return line
+    told = [f"mixed {student['frequency']:.2%}"]
+    told += [] if student["recall"] is None else [f"recall {student['recall']:.0%}"]
+    told += [] if student["effect"] is None else [f"effect {student['effect']:.3g}"]
+    return f"{line}  ({', '.join(told)}{', ignored' if student['ignored'] else ''})"
 
 
 def show(id: Id, words: Overrides = None, json: Json = False) -> None:
@@ -240,11 +275,11 @@ def weights(model: Model, words: Overrides = None, json: Json = False) -> None:
     say(f"written: {out / 'compression.json'}, {picture}")
 
 
-def _folder(labels: str | None, words: list[str] | None) -> tuple[str | None, list[str]]:
-    """The folder may be left out: then what stands in its place is the first setting."""
-    if labels is not None and "=" in labels:
-        return None, [labels, *(words or [])]
-    return labels, words or []
+def _optional(first: str | None, words: list[str] | None) -> tuple[str | None, list[str]]:
+    """The first argument may be left out: then what stands in its place is a setting."""
+    if first is not None and "=" in first:
+        return None, [first, *(words or [])]
+    return first, words or []
 
 
 def _with_labels(settings: Any) -> Any:

@@ -260,3 +260,17 @@ class ShowSettings(RunLabelsSettings):
     """One concept's card."""
 
     id: int = Field(description="the concept's number")
+
+
+class FindSettings(RunLabelsSettings):
+    """Concepts of an atlas by words, or by what they are."""
+
+    text: str | None = Field(None, description="words that stand in its name, tokens or contexts; the first argument")
+    only: Literal["dead", "ignored", "named"] | None = Field(
+        None, description="dead: no token's label; ignored: by the model (model=); named: by a person"
+    )
+    by: Literal["frequency", "mean_strength", "effect"] | None = Field(
+        None,
+        description="the largest first; effect: on the model's next token (model=); none: by frequency, or as found",
+    )
+    limit: int = Field(20, ge=1, description="how many are told")

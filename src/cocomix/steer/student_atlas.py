@@ -115,12 +115,18 @@ def card(atlas: Atlas, student: StudentAtlas | None, id: int) -> dict[str, Any]:
 
     Raises :class:`UserError` when the two are not of the same labels.
     """
-    if student is not None and student.labels_fingerprint != atlas.labels_fingerprint:
+    if student is not None:
+        check_belongs(atlas, student)
+    return {**atlas.concept(id), "student": None if student is None else student.concept(id)}
+
+
+def check_belongs(atlas: Atlas, student: StudentAtlas) -> None:
+    """Raises :class:`UserError` when the two are not of the same labels."""
+    if student.labels_fingerprint != atlas.labels_fingerprint:
         raise UserError(
             f"{student.path} is of other labels than {atlas.path}: make it with 'cocomix concepts atlas "
             f"{atlas.path.parent} model={student.path.parent}'"
         )
-    return {**atlas.concept(id), "student": None if student is None else student.concept(id)}
 
 
 def student_path(run: Path | str) -> Path:
