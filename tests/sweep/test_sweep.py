@@ -103,7 +103,8 @@ def test_where_few_windows_are_labelled_each_seed_has_its_own(data, sae, tmp_pat
         ({"runs": {"a": {"recipe": "tiny/ntp", "labels": "x"}}}, "runs.a.labels=x is not among the sweep's labels"),
         ({"runs": {"a": {"recipe": "tiny/ntp"}}, "grid": {"optimizer.lr": []}}, "grid.optimizer.lr has no values"),
         ({"runs": {"a": {"recipe": "tiny/ntp"}}, "only": ["b"]}, "only=b is no row of the sweep: a"),
-        ({"runs": {"a": {"recipe": "tiny/ntp"}}, "part": "5/4"}, "part=5/4: the first number must not be above"),
+        ({"runs": {"a": {"recipe": "tiny/ntp"}}, "part": "5/4"}, "part=5/4: parts count from 1, give 1/4 … 4/4"),
+        ({"runs": {"a": {"recipe": "tiny/ntp"}}, "part": "0/16"}, "part=0/16: parts count from 1, give 1/16 … 16/16"),
     ],
 )
 def test_what_does_not_fit_is_named(data, tmp_path, changes, sentence):
@@ -116,9 +117,10 @@ def test_a_mistake_in_the_last_row_is_told_before_anything_runs(data, tmp_path, 
     rows = {"good": {"recipe": "tiny/ntp"}, "bad": {"recipe": "tiny/ntp", "set": {"optimiser.lr": 1}}}
     file = tmp_path / "sweep.yaml"
     file.write_text(yaml.safe_dump({"folder": str(tmp_path / "runs"), "data": str(data.folder), "runs": rows}))
-    code, _, err = cli("sweep", file)
-    assert (code, err.startswith("error: runs.bad: unknown setting 'optimiser'")) == (2, True)
-    assert not (tmp_path / "runs").exists()
+    for words in ([], ["--list"]):
+        code, out, err = cli("sweep", file, *words)
+        assert (code, out, err.startswith("error: runs.bad: unknown setting 'optimiser'")) == (2, "", True)
+        assert not (tmp_path / "runs").exists()
 
 
 def test_stopped_it_goes_on_and_a_run_that_fails_takes_no_other_with_it(data, tmp_path):

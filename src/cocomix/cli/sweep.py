@@ -10,7 +10,7 @@ from cocomix.cli.common import Json, Overrides, quiet_transformers, show
 
 File = Annotated[str, typer.Argument(metavar="SWEEP", help="A YAML file that says the runs (docs/methods.md).")]
 Caches = Annotated[bool, typer.Option("--caches", help="Make what the runs share, and run none of them.")]
-List = Annotated[bool, typer.Option("--list", help="Print the commands of all runs and do nothing.")]
+List = Annotated[bool, typer.Option("--list", help="Check the settings of all runs, print their commands, run none.")]
 
 
 def sweep(
@@ -23,7 +23,8 @@ def sweep(
     same command goes on where it stopped, and runs only what is not finished; a finished run of other settings is
     refused.
 
-    On a cluster, let one job make the caches (--caches) and each task of an array take its part:
+    On a cluster, let one job make the caches (--caches) and each task of an array take its part; parts count from 1, so
+    that the array is --array=1-16:
 
       cocomix sweep sweep.yaml part=$SLURM_ARRAY_TASK_ID/16
 
@@ -34,7 +35,7 @@ def sweep(
     from cocomix.config import load_settings
     from cocomix.stopping import EXIT_STOPPED
     from cocomix.sweep.settings import SweepSettings
-    from cocomix.sweep.sweep import run_sweep
+    from cocomix.sweep.sweep import check, run_sweep
 
     quiet_transformers()
     settings = load_settings(SweepSettings, [file, *(words or [])])
@@ -43,6 +44,7 @@ def sweep(
         from cocomix.sweep.cases import cases
 
         found = cases(settings, find_caches(settings, make=False))
+        check(found)
         rows = [{"name": case.name, "command": ["cocomix", "train", *case.words]} for case in found]
         show({"runs": rows}, "\n".join(" ".join(map(_quoted, row["command"])) for row in rows), json)
         return

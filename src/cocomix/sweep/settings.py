@@ -52,8 +52,9 @@ class SweepSettings(Settings):
     )
     part: str | None = Field(
         None,
-        pattern=r"^[1-9]\d*/[1-9]\d*$",
-        description="I/N: every N-th run, from the I-th on (one of N cluster jobs)",
+        pattern=r"^\d+/[1-9]\d*$",
+        description="I/N: every N-th run, from the I-th on (one of N cluster jobs). Parts count from 1: "
+        "sbatch --array=1-16 for part=$SLURM_ARRAY_TASK_ID/16",
     )
     only: list[str] | None = Field(None, description="rows to run, by name; none: all")
 
@@ -78,6 +79,6 @@ class SweepSettings(Settings):
                 raise ValueError(f"only={name} is no row of the sweep: {', '.join(self.runs)}")
         if self.part is not None:
             number, parts = map(int, self.part.split("/"))
-            if number > parts:
-                raise ValueError(f"part={self.part}: the first number must not be above the second")
+            if not 1 <= number <= parts:
+                raise ValueError(f"part={self.part}: parts count from 1, give 1/{parts} … {parts}/{parts}")
         return self

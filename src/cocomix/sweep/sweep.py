@@ -39,7 +39,7 @@ def run_sweep(sweep: SweepSettings) -> dict[str, Any]:
     """
     from cocomix.sweep.caches import find_caches
 
-    _check(cases(sweep, find_caches(sweep, make=False)))
+    check(cases(sweep, find_caches(sweep, make=False)))
     due = cases(sweep, find_caches(sweep, make=True))
     waiting = [case for case in due if not _finished_before(case, sweep)]
     say(f"{sweep.folder}: {len(due)} runs, {len(due) - len(waiting)} finished before")
@@ -106,7 +106,8 @@ def _ended(case: Case, sweep: SweepSettings, error: str | None) -> dict[str, Any
     return {"name": case.name, "method": case.row, "state": state, **({} if error is None else {"error": error})}
 
 
-def _check(due: Sequence[Case]) -> None:
+def check(due: Sequence[Case]) -> None:
+    """Raises :class:`UserError` that names the row of a run with settings that are none, and runs of one name."""
     for case in due:
         try:
             load_settings(TrainSettings, case.words)
