@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
+from rich.text import Text
 
 from cocomix.cli import main
 from cocomix.concepts import gather as gather_module
 from cocomix.concepts.atlas import Atlas
+from cocomix.concepts.atlas_card import drawn_card
 from cocomix.concepts.build_atlas import build_atlas
 from cocomix.concepts.labels import Labels
 from cocomix.concepts.lens import lens_tokens
@@ -170,6 +174,22 @@ def test_verbs_print_results_on_stdout(
     assert "concepts 0 … 63" in capsys.readouterr().err
     assert main(["concepts", "show", "5"]) == 2
     assert "say which labels" in capsys.readouterr().err
+
+
+def test_the_token_of_a_context_stands_out_where_styles_do_not_show(atlas: Atlas) -> None:
+    entry = atlas.concept(5)
+    context = entry["contexts"][0]
+    marked, plain = (
+        "".join(
+            char if char.isprintable() else repr(char)[1:-1] for char in context["before"] + token + context["after"]
+        )
+        for token in (f"[{context['token']}]", context["token"])
+    )
+    for terminal, shown in ((False, marked), (True, plain)):
+        console = Console(file=StringIO(), width=400, force_terminal=terminal, color_system="auto")
+        with console.capture() as capture:
+            console.print(drawn_card(entry))
+        assert shown.strip() in Text.from_ansi(capture.get()).plain
 
 
 def test_sae_and_extract_verbs(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -95,9 +95,19 @@ def _grid(rows: list[tuple[str, Text]]) -> Table:
 def _contexts(contexts: list[dict[str, Any]]) -> Table:
     grid = Table.grid(padding=(0, 2))
     for context in contexts:
-        before, token, after = (_shown(context[key]) for key in ("before", "token", "after"))
-        grid.add_row(Text(f"{context['strength']:.2f}"), Text.assemble(before, (token, "bold reverse"), after))
+        grid.add_row(Text(f"{context['strength']:.2f}"), _Context(context))
     return grid
+
+
+class _Context:
+    """The text around a token, which stands out: reversed, or in brackets where styles do not show."""
+
+    def __init__(self, context: dict[str, Any]) -> None:
+        self._parts = [_shown(context[key]) for key in ("before", "token", "after")]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        before, token, after = self._parts
+        yield Text.assemble(before, (token if console.color_system else f"[{token}]", "bold reverse"), after)
 
 
 def _tokens(entries: list[dict[str, Any]]) -> Text:
