@@ -165,6 +165,6 @@ def test_metrics_go_to_wandb_too_and_a_resumed_run_is_the_same_one(dataset, tmp_
 def test_a_missing_package_is_told_with_the_mend(dataset, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if package == "tensorboard" else "wandb", None)
     with pytest.raises(
-        UserError, match=rf"logs=\[{package}\] needs the package {package} .*pip install 'cocomix\[logs\]'"
+        UserError, match=rf"logs=\[{package}\] needs the package {package} .*pip install -e '\.\[logs\]'"
     ):
         go(words(dataset, tmp_path / "run", f"logs=[{package}]"))

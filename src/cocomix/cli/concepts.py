@@ -55,7 +55,7 @@ def extract(words: Words = None, json: Json = False) -> None:
     cost, found = manifest["cost"], manifest["statistics"]
     text = (
         f"{settings.data}/labels/{settings.name}: {manifest['tokens']:,} tokens, {manifest['attribution']['k']} labels "
-        f"each ({found['masked_share']:.1%} without a meaning), {found['distinct_concepts']:,} of "
+        f"each ({found['masked_share']:.1%} of these places empty), {found['distinct_concepts']:,} of "
         f"{manifest['sae']['latents']:,} concepts occur; {cost['flops'] / 1e12:.1f} TFLOP, {cost['seconds']:.0f} s, "
         f"{1 / cost['seconds_per_token']:,.0f} tokens/s"
     )
@@ -214,7 +214,7 @@ def names(
     words: Overrides = None,
     json: Json = False,
 ) -> None:
-    """Take the concepts' names out of an atlas as JSON, and put names in: people's, or their language model's.
+    """Take the concepts' names out of an atlas as JSON, and put names in, written by people or by a language model.
 
     A list of objects: "index" is the concept's number, "description" its name, "explanationModelName" who gave it;
     other fields are kept. What is in the atlas already changes nothing; a wrong line is named, and nothing is imported.

@@ -45,7 +45,7 @@ def studio(
     except ImportError as error:
         if (error.name or "").partition(".")[0] != "gradio":
             raise
-        raise UserError("the studio needs gradio: pip install 'cocomix[studio]'") from error
+        raise UserError("the studio needs gradio: pip install -e '.[studio]' in cocomix's checkout") from error
     if not users and (share or settings.host not in ("127.0.0.1", "localhost", "::1")):
         say(
             "anybody who reaches this page can use the model and rename concepts: --auth USER:PASSWORD keeps others out"

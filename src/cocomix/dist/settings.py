@@ -19,7 +19,7 @@ class DistSettings(Settings):
         1, ge=1, description="with fsdp: groups of ranks that hold the whole model each (hybrid sharding: one a node)"
     )
     reshard: bool = Field(
-        True, description="with fsdp: give a block's gathered weights back behind its forward pass (less memory)"
+        True, description="with fsdp: free a block's gathered weights after its forward pass (less memory)"
     )
     offload: bool = Field(False, description="with fsdp: weights and optimizer state lie in the CPU's memory")
     timeout: float = Field(600.0, gt=0, description="seconds that ranks wait for one that hangs")

@@ -97,7 +97,7 @@ def harness_tasks(name: str, limit: int | None, include: str | None) -> list[Har
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError(
             f"tasks={name} is none of {', '.join(TASKS)}; all others come with lm-eval, which is not installed: "
-            "pip install 'cocomix[eval]'"
+            "pip install -e '.[eval]' in cocomix's checkout"
         )
     plain = name.removeprefix(PREFIX)
     with quiet_harness():

@@ -1,4 +1,4 @@
-"""Metrics to TensorBoard and Weights & Biases, beside metrics.jsonl; extras: ``pip install 'cocomix[logs]'``."""
+"""Metrics to TensorBoard and Weights & Biases, beside metrics.jsonl; extras: ``pip install -e '.[logs]'``."""
 
 from __future__ import annotations
 
@@ -83,4 +83,6 @@ def numbers(line: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def _missing(package: str, error: ImportError) -> UserError:
-    return UserError(f"logs=[{package}] needs the package {package} ({error}): pip install 'cocomix[logs]'")
+    return UserError(
+        f"logs=[{package}] needs the package {package} ({error}): pip install -e '.[logs]' in cocomix's checkout"
+    )

@@ -27,14 +27,14 @@ class ModelSettings(Settings):
         "tokenizer must have made the data",
     )
     mixer: Literal["none", "concept", "pause", "hidden"] = Field(
-        "none", description="what makes the vector behind each token"
+        "none", description="what makes the vector after each token"
     )
     mixing: Literal["insert", "memory", "add", "none"] = Field("insert", description="how the vector enters")
     insert_at: int = Field(3, description="block (0-based) whose input the vector is made from and enters")
     slot_base: Literal["none", "position", "copy"] = Field(
         "none", description="what an inserted slot starts from besides the vector"
     )
-    slot_every: int = Field(1, ge=1, description="an inserted slot behind every so many tokens")
+    slot_every: int = Field(1, ge=1, description="an inserted slot after every so many tokens")
     slot_positions: Literal["shared", "sequential"] = Field(
         "shared", description="rotary position of a slot: its token's, or counted on"
     )
@@ -136,12 +136,12 @@ class TrainSettings(Settings):
         "next-token logits) is off by default",
     )
     tokens: int | None = Field(None, ge=1, description="budget in tokens (rounded up to whole steps)")
-    steps: int | None = Field(None, ge=1, description="budget in steps; goes before tokens")
+    steps: int | None = Field(None, ge=1, description="budget in steps; overrides tokens")
     flops: float | None = Field(
-        None, gt=0, description="budget in the student's FLOPs (rounded up to whole steps); goes before steps"
+        None, gt=0, description="budget in the student's FLOPs (rounded up to whole steps); overrides steps and tokens"
     )
     seconds: float | None = Field(
-        None, gt=0, description="budget in seconds of training; goes before all; the schedule follows the clock"
+        None, gt=0, description="budget in seconds of training; overrides all others; the schedule follows the clock"
     )
     batch_windows: int = Field(16, ge=1, description="windows a step, over all ranks")
     micro_batches: int = Field(1, ge=1, description="parts that a rank's share of a step is computed in")
@@ -153,7 +153,7 @@ class TrainSettings(Settings):
     log_every: int = Field(1, ge=1, description="steps between lines of metrics.jsonl")
     loss_average: float = Field(0.98, ge=0, lt=1, description="decay of the losses' moving averages, a step")
     logs: list[Literal["tensorboard", "wandb"]] = Field(
-        default_factory=list, description="where metrics go besides metrics.jsonl (pip install 'cocomix[logs]')"
+        default_factory=list, description="where metrics go besides metrics.jsonl (pip install -e '.[logs]')"
     )
     device: str = Field("auto", description="cpu, cuda, …; auto: cuda where there is one")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, fp32 elsewhere")
