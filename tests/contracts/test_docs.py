@@ -30,6 +30,7 @@ SMALLER = {
     "sae check": ["tokens=2048"],
     "concepts extract": ["force=true", "train_windows=32"],  # an autoencoder of two thousand tokens explains little
     "concepts probabilities": ["train_windows=32"],
+    "concepts atlas": ["student_tokens=512", "effects=4", "effect_tokens=64"],
     "generate": ["max_new_tokens=8"],
     "eval": ["documents=2"],
 }
@@ -47,12 +48,15 @@ STANDS_FOR = {
 NOT_RUN = {
     # what a command line says: why it is parsed and no more
     "pip install ": "changes the environment",
+    ".venv": "changes the environment",
     "make ": "changes the environment",
     "torchrun ": "tests/contracts/test_ranks_agree.py starts ranks",
     "lm_eval ": "tests/evaluate/test_lm_eval.py runs it",
     "benchmarks/": "takes minutes to hours, and some other software",
     "tasks=": "reads 85 MB of items; tests/evaluate/ runs each task",
     "data/owt": "a corpus of gigabytes",
+    "data/smol": "a released backbone",
+    "runs/69m": "a run of GPUs",
     "openai/": "a released autoencoder",
     "openwebtext": "a corpus of gigabytes",
     "cocomix studio ": "serves until it is stopped; tests/studio/ uses it in a browser",
@@ -163,9 +167,15 @@ def accept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
                 accept([asked.training_script, *asked.training_script_args])
             case ["pip", "install", *what]:
                 known = (ROOT / "constraints.txt").read_text() + (ROOT / "pyproject.toml").read_text()
-                for name in what:
-                    extra = re.fullmatch(r"cocomix\[(\w+)\]", name)
-                    assert name == "--no-deps" or re.search(rf"^{extra[1] if extra else name} *=", known, re.M), name
+                for before, name in zip(["", *what], what, strict=False):
+                    if before == "-c":
+                        assert (ROOT / name).is_file()
+                    elif not name.startswith("-") and before != "--index-url":
+                        extras = re.fullmatch(r"(?:cocomix|\.)\[([\w,]+)\]", name)
+                        for part in extras[1].split(",") if extras else [name]:
+                            assert re.search(rf"^{part}{'$' if '==' in part else ' *='}", known, re.M), part
+            case ["python3", "-m", "venv", ".venv"] | ["source", ".venv/bin/activate"]:
+                pass
             case ["echo", _, ">", _]:
                 pass
             case ["make", *targets]:
