@@ -330,6 +330,16 @@ has to be learned first. On a real model the distances are larger: SmolLM2-135M 
 text of 53 tokens, its own loss 3.156) starts at +0.008 with `add`, −0.006 with copied slots, +0.958 with `memory`, +9.24 with
 bare slots. Choose `add` or copied slots to continue a pretrained model.
 
+The recipes `smollm2/ntp`, `smollm2/cocomix` (copied slots) and `smollm2/cocomix_add` continue from SmolLM2-135M, on data in its tokenizer:
+
+    cocomix train smollm2/cocomix_add data.path=data/smol data.labels=concepts run=runs/smol
+
+For another model lay `model.from_backbone` over them, as a setting or in a recipe of your own (`model: {from_backbone: NAME}`), and an
+insertion inside its depth: a third of SmolLM2's 30 blocks is 10. Its tokenizer must have made the data. Here the
+[tutorial](tutorial.md)'s teacher goes on, with concepts:
+
+    cocomix train smollm2/cocomix_add model.from_backbone=runs/teacher model.insert_at=2 data.path=data/mine data.labels=concepts run=runs/continued
+
 ## Adding a family
 
 1. An entry in `ADAPTERS` (`src/cocomix/model/adapters.py`) under the `model_type` of its configuration: the attributes of
