@@ -10,26 +10,42 @@ from typing import Any
 
 import typer
 
+from cocomix.cli import INTERRUPTED
 from cocomix.cli.app import VERBS, app
 from cocomix.config import describe
 from cocomix.files import write_text
+from cocomix.stopping import EXIT_LOST, EXIT_STOPPED
 
 PAGE = Path(__file__).with_name("cli.md")
 HEAD = """# Command line
 
-Every verb takes its natural objects first and settings as `key=value` behind them, among which YAML recipes may stand;
-dotted keys reach into a group (`optimizer.lr=1e-3`). Values are read as YAML. Results are printed on stdout, with
-`--json` as JSON, progress on stderr. Exit codes: 0 done; 2 a mistake, told in one sentence; 75 stopped on request
-(Ctrl-C, SIGTERM) with its work saved: the same command goes on; 130 interrupted.
+Every verb takes its arguments first, then `key=value` settings; YAML recipes may be mixed in, later ones win. Dotted keys reach into a
+group (`optimizer.lr=1e-3`). Values are read as YAML. Results are printed on stdout, with `--json` as JSON, progress on stderr.
 
 This page is made by `python docs/make_cli.py` from what `cocomix VERB --help` prints.
 """
+EXIT_CODES = {
+    0: ("done", ""),
+    1: ("`sweep`: some of its runs failed, the others are done. Elsewhere: an error that nobody foresaw, with its traceback. "
+        "torchrun itself leaves with 1 whenever a rank leaves with anything but 0", "look into the log that is named"),
+    2: ("a mistake, a damaged file, a full disk, a loss that is not finite: one sentence says what, and the mend",
+        "mend it, then the same command"),
+    EXIT_LOST: ("another rank died, or did not answer for `dist.timeout` seconds", "the same command goes on"),
+    EXIT_STOPPED: ("asked to stop (Ctrl-C, SIGTERM, SIGUSR1), its work is saved", "the same command goes on"),
+    INTERRUPTED: ("interrupted by Ctrl-C where nothing is saved on the way, or by a second one", "the same command; "
+                  "what was finished is found again"),
+}  # fmt: skip
 
 
 def page() -> str:
     """The whole page."""
     contents = [f"- [`cocomix {verb}`](#cocomix-{verb.replace(' ', '-')}): {_first(verb)}" for verb, _, _ in VERBS]
-    return "\n".join([HEAD, *contents, *(_section(*entry) for entry in VERBS)]) + "\n"
+    return "\n".join([HEAD, *contents, _exit_codes(), *(_section(*entry) for entry in VERBS)]) + "\n"
+
+
+def _exit_codes() -> str:
+    rows = [f"| {code} | {what} | {then} |" for code, (what, then) in EXIT_CODES.items()]
+    return "\n".join(["\n## Exit codes\n", "| exit code | what happened | what to do |", "|---|---|---|", *rows])
 
 
 def _command(verb: str) -> Any:

@@ -48,7 +48,7 @@ def compare(words: RunsAndSettings = None, watch: Watch = False, as_json: Json =
 
     Example: cocomix compare runs/* format=latex
 
-    With --watch the page is made anew, and loads itself anew, whenever a run has been evaluated, and a line a run is
+    With --watch the page is rebuilt, and reloads itself, whenever a run has been evaluated, and a line a run is
     printed at every look.
 
     Example: cocomix compare runs/* --watch 10
@@ -107,7 +107,7 @@ def _is_folder(word: str) -> bool:
 
 
 def _is_seconds(word: str) -> bool:
-    """Whether ``word`` is the number behind --watch, and no folder."""
+    """Whether ``word`` is the number after --watch, and no folder."""
     try:
         float(word)
     except ValueError:

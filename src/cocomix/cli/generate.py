@@ -20,8 +20,8 @@ def generate(
             "--steer",
             metavar="ID=EDIT",
             help="Edit a concept before TopK: ID=x5 scales, ID=set:4 sets, ID=+3 or ID=-3 adds, ID=clamp:0:4 keeps "
-            "within bounds, ID=off ablates; u behind a strength (ID=set:2u) counts in units of the concept's usual "
-            "one. @START:END behind it is a span of tokens, @prompt: what comes behind the prompt; until:TEXT, last, "
+            "within bounds, ID=off ablates; u after a strength (ID=set:2u) counts in units of the concept's usual "
+            "one. @START:END after it is a span of tokens, @prompt: what comes after the prompt; until:TEXT, last, "
             "ends the edit where TEXT was written. Several may be given.",
         ),
     ] = None,

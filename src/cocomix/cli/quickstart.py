@@ -6,7 +6,7 @@ from cocomix.cli.common import Json, Overrides, quiet_transformers, show
 
 
 def quickstart(words: Overrides = None, as_json: Json = False) -> None:
-    """The whole road on real text: teacher, sparse autoencoder, labels, three models, comparison, steering.
+    """The full pipeline on real text: teacher, sparse autoencoder, labels, three models, comparison, steering.
 
     Trains on the 256 documents of the CIA World Factbook (public domain, in an installed package; nothing is
     downloaded) and writes a report that opens in a browser. Run again, it finds finished stages; interrupted, it goes

@@ -15,7 +15,7 @@ Out = Annotated[str, typer.Argument(metavar="OUT", help="The folder to write.")]
 
 
 def train(words: Words = None, json: Json = False) -> None:
-    """Train a TopK sparse autoencoder on the residual stream behind a block of a teacher.
+    """Train a TopK sparse autoencoder on the residual stream after a block of a teacher.
 
     The result is a folder as SAELens 6 writes it, with training.json (costs) beside. Stopped or killed, the same
     command goes on from the last checkpoint. Under torchrun the first process trains and all compute the teacher's

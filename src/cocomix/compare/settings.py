@@ -11,7 +11,7 @@ from cocomix.config import Settings
 
 
 class CompareSettings(Settings):
-    """What ``cocomix compare`` takes behind the run folders."""
+    """What ``cocomix compare`` takes after the run folders."""
 
     out: Path | None = Field(
         None, description="Folder of the report; without it, comparison/ beside the first run's folder."

@@ -120,7 +120,7 @@ class OnlineSettings(LabellingSettings):
 
 
 class OnlineTeacherSettings(TeacherSettings):
-    """A teacher that is asked while a run trains: for its probabilities, or for its state behind a block."""
+    """A teacher that is asked while a run trains: for its probabilities, or for its state after a block."""
 
     name: str = Field(description="run folder, folder or hub id of a causal language model")
     block: int | None = Field(
@@ -133,7 +133,7 @@ class OnlineTeacherSettings(TeacherSettings):
 
 
 class SaeTrainSettings(TeacherSettings):
-    """A TopK sparse autoencoder on the residual stream behind one block of a teacher."""
+    """A TopK sparse autoencoder on the residual stream after one block of a teacher."""
 
     teacher: str = Field(description="run folder, folder or hub id of a causal language model")
     data: str = Field(description="the dataset folder; its train split is read")
