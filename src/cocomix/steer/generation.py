@@ -31,7 +31,7 @@ from cocomix.progress import progress
 from cocomix.steer.edits import Edit, check_edit, steering
 from cocomix.steer.requests import Request
 from cocomix.steer.settings import GenerateSettings
-from cocomix.steer.text import token_ids
+from cocomix.steer.text import continuation, token_ids
 from cocomix.steer.usual import in_raw_units, load_usual
 
 
@@ -141,9 +141,12 @@ def continue_all(
             streamer=streamer,
             **how,
         )
-    texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-    per = len(texts) // len(requests)
-    return [texts[first : first + per] for first in range(0, len(texts), per)]
+    rows = output[:, ids.shape[1] :].tolist()
+    per = len(rows) // len(requests)
+    return [
+        [continuation(tokenizer, prompt, row) for row in rows[number * per : (number + 1) * per]]
+        for number, prompt in enumerate(prompts)
+    ]
 
 
 def _search(settings: GenerateSettings) -> tuple[int, dict[str, Any]]:

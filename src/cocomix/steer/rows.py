@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cocomix.model.mixers import ablated, is_ablated
 from cocomix.steer.notation import Edit, Place
+from cocomix.steer.text import continuation
 
 
 class RowEdits:
@@ -117,7 +118,8 @@ class Stops:
         if not open_stops:
             return
         seen = self._rows[row]
-        text = str(self._tokenizer.decode([seen[p] for p in sorted(seen) if p >= prompt]))
+        tokens, before = [seen[p] for p in sorted(seen)], sum(p < prompt for p in seen)
+        text = continuation(self._tokenizer, tokens[:before], tokens[before:], skip_special_tokens=False)
         for stop in open_stops:
             if stop in text:
                 self._found[row, stop] = place

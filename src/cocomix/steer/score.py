@@ -35,6 +35,7 @@ from cocomix.steer.score_judge import Judge, Match, counted, matches
 from cocomix.steer.score_sample import LISTED, RULE, draw_concepts, draw_prompts, listed_concepts, suitable
 from cocomix.steer.score_settings import ScoreSettings
 from cocomix.steer.score_texts import at_once, write
+from cocomix.steer.text import continuation
 from cocomix.steer.usual import labels_folder, load_usual, run_folder
 from cocomix.stopping import Stopped, StopRequest
 
@@ -54,7 +55,7 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
     "concepts": [{"id", "name", "frequency", "count", "usual_strength", "usual_activation", "latent", "correlation",
     "methods": {method: [cell of each dose]}}]}``.
 
-    A cell holds the measures of :data:`cocomix.steer.score_judge.MEASURES`, the ``dose`` and the first prompt's
+    A cell holds the measures of :data:`cocomix.report.steering.MEASURES`, the ``dose`` and the first prompt's
     ``text``. Raises :class:`UserError` for what cannot be measured, :class:`Stopped` when asked to stop; the same
     command then goes on.
     """
@@ -233,7 +234,7 @@ class Bench(NamedTuple):
             "active": float((strengths > 0).double().mean()),
             "nll": self.judge.nll(text, new),
             **counted(text[:, -new:], promoted),
-            "text": self.tokenizer.decode(text[0, -new:].tolist()),
+            "text": continuation(self.tokenizer, text[0, :-new].tolist(), text[0, -new:].tolist(), False),
         }
 
 

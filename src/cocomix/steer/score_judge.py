@@ -16,8 +16,6 @@ from cocomix.concepts.nll import IGNORED
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.teacher import Teacher
 
-MEASURES = ("activation", "active", "promoted", "nll", "distinct_1", "distinct_2", "repeated_4")
-
 
 class Match(NamedTuple):
     """The judge's latent for a concept."""

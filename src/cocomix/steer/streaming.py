@@ -1,26 +1,41 @@
-"""Generated words on the terminal as they come."""
+"""Generated text on the terminal as it comes."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from cocomix.steer.text import continuation
 
 
-class Live(TextStreamer):
-    """Prints a head when the first word comes, then the words, then an empty line."""
+class Live(BaseStreamer):
+    """Prints a head before the model has answered, then the text token by token, then an empty line."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, head: str) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._head: str | None = head
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        head, self._head = self._head or "", None
-        print(head + text, end="\n\n" if stream_end else "", flush=True)
+        self._tokenizer, self._head = tokenizer, head
+        self._prompt: list[int] | None = None
+        self._new: list[int] = []
+        self._printed = 0
 
     def put(self, value: Any) -> None:
-        """Takes the prompt, then token by token; the head shows before the model has answered."""
-        if self.next_tokens_are_prompt:
-            print(self._head or "", end="", flush=True)
-            self._head = None
-        super().put(value)
+        """Takes the prompt, then token by token."""
+        if self._prompt is None:
+            self._prompt = value[0].tolist()
+            print(self._head, end="", flush=True)
+            return
+        self._new += value.tolist()
+        self._print(self._text().rstrip("�"))  # the rest of a character may be the next token
+
+    def end(self) -> None:
+        self._print(self._text())
+        print("\n", flush=True)
+
+    def _text(self) -> str:
+        assert self._prompt is not None
+        return continuation(self._tokenizer, self._prompt, self._new)
+
+    def _print(self, text: str) -> None:
+        print(text[self._printed :], end="", flush=True)
+        self._printed = max(self._printed, len(text))

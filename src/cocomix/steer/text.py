@@ -1,8 +1,9 @@
-"""A user's text as token ids, refused at once where no model could read so much."""
+"""A user's text as token ids, refused at once where no model could read so much; and tokens as text again."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -29,6 +30,18 @@ def refuse_unreadable(tokenizer: PreTrainedTokenizerBase, text: str, limit: int 
         raise UserError(
             f"{what} has {len(text):,} letters, more than the model's {limit:,} positions can hold: shorten it"
         )
+
+
+def continuation(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], new: Sequence[int], skip_special_tokens: bool = True
+) -> str:
+    """The text that ``new`` tokens add to the prompt's. Both are decoded together: by themselves, tokens of the Llama
+    kind lose the space that the first begins with."""
+    before, whole = (
+        str(tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)) for ids in ([*prompt], [*prompt, *new])
+    )
+    pairs = enumerate(zip(before, whole, strict=False))
+    return whole[next((at for at, (was, letter) in pairs if was != letter), len(before)) :]
 
 
 @functools.lru_cache(maxsize=8)

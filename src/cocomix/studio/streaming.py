@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 from cocomix.steer.generation import continue_all
 from cocomix.steer.requests import Request
 from cocomix.steer.settings import GenerateSettings
+from cocomix.steer.text import continuation
 
 
 class Texts(NamedTuple):
@@ -68,17 +69,19 @@ class _Rows(BaseStreamer):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, is_over: Callable[[], bool], news: Any) -> None:
         self._tokenizer, self._is_over, self._news = tokenizer, is_over, news
-        self._rows: list[list[int]] | None = None
+        self._prompts: list[list[int]] = []
+        self._rows: list[list[int]] = []
 
     def put(self, value: Any) -> None:
         if self._is_over():
             raise Stopped
-        if self._rows is None:
+        if not self._prompts:
+            self._prompts = value.tolist()
             self._rows = [[] for _ in value]
             return
         for row, token in zip(self._rows, value.tolist(), strict=True):
             row.append(token)
-        self._news.put(self._tokenizer.batch_decode(self._rows, skip_special_tokens=True))
+        self._news.put([continuation(self._tokenizer, *row) for row in zip(self._prompts, self._rows, strict=True)])
 
     def end(self) -> None:
         """The whole texts come from who generates."""
