@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.steer.edits import Edit, steering
 
 LOGITS_AT_ONCE = 1 << 26
-"""Concept logits held at a time (256 MB in float32)."""
+"""Logits, of concepts and of next tokens, held at a time (256 MB in float32)."""
 
 
 def usual_strengths(model: CoCoMixForCausalLM, inputs: Int[Tensor, "B T"], batch: int = 8) -> Float[Tensor, " C"]:
@@ -25,7 +25,7 @@ def usual_strengths(model: CoCoMixForCausalLM, inputs: Int[Tensor, "B T"], batch
     at_once = max(1, min(batch, LOGITS_AT_ONCE // (size * inputs.shape[1])))
     with torch.no_grad():
         for part in inputs.split(at_once):
-            logits = model(input_ids=part.to(model.device)).concept_logits
+            logits = model(input_ids=part.to(model.device), logits_to_keep=1).concept_logits
             assert logits is not None
             kept = logits.topk(model.config.concept_k, dim=-1)
             total.index_add_(0, kept.indices.flatten(), kept.values.flatten().float())
@@ -40,14 +40,28 @@ def promotion(
 
     The mean over all positions of the inputs of the change of log Σ_{token} p(token).
     """
+    return next(promotions(model, inputs, [edits], tokens))
+
+
+def promotions(
+    model: CoCoMixForCausalLM, inputs: Int[Tensor, "B T"], variants: Iterable[Sequence[Edit]], tokens: Sequence[int]
+) -> Iterator[float]:
+    """:func:`promotion` of several lists of edits, one after another; the text is read without edits once."""
+    plain = _log_shares(model, inputs, (), tokens)
+    for edits in variants:
+        yield float((_log_shares(model, inputs, edits, tokens) - plain).mean())
+
+
+def _log_shares(
+    model: CoCoMixForCausalLM, inputs: Int[Tensor, "B T"], edits: Sequence[Edit], tokens: Sequence[int]
+) -> Float[Tensor, "B T"]:
+    """log Σ_{token} p(token) at every position."""
     chosen = torch.tensor(list(tokens))
-
-    def log_share() -> Float[Tensor, "B T"]:
-        logits = model(input_ids=inputs).logits
-        assert logits is not None
-        return logits[..., chosen].logsumexp(-1) - logits.logsumexp(-1)
-
-    with torch.no_grad():
-        plain = log_share()
-        with steering(model, edits):
-            return float((log_share() - plain).mean())
+    a_window = (model.config.num_concepts + model.config.text_config.vocab_size) * inputs.shape[1]
+    found = []
+    with torch.no_grad(), steering(model, edits):
+        for part in inputs.split(max(1, LOGITS_AT_ONCE // a_window)):
+            logits = model(input_ids=part).logits
+            assert logits is not None
+            found.append(logits[..., chosen].logsumexp(-1) - logits.logsumexp(-1))
+    return torch.cat(found)
