@@ -25,7 +25,7 @@ from cocomix.steer.notation import Edit
 
 FILE = "usual.safetensors"
 WINDOWS = 64
-"""Held-out windows that are read."""
+"""Held-out windows that are read; training's where none is held out."""
 
 _making = threading.Lock()
 
@@ -102,7 +102,8 @@ def _read(path: Path, weights: str) -> Tensor | None:
 
 
 def _measure(model: CoCoMixForCausalLM, labels: Path) -> Tensor:
-    held_out = open_labels(labels)[1].split("val")
-    window = min(open_labels(labels)[0].window, model.config.text_config.max_position_embeddings)
-    windows = held_out.read(np.arange(min(WINDOWS, held_out.count(window))), window)
+    found, dataset = open_labels(labels)
+    split = dataset.split("val" if "val" in dataset.manifest["splits"] else "train")
+    window = min(found.window, model.config.text_config.max_position_embeddings)
+    windows = split.read(np.arange(min(WINDOWS, split.count(window))), window)
     return usual_strengths(model, torch.from_numpy(windows[:, :-1])).contiguous()
