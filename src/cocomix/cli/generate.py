@@ -8,11 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from cocomix.cli.common import Json, Overrides, quiet_transformers, show
+from cocomix.cli.common import Json, Overrides, plain, quiet_transformers, show
 
 
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="The text to continue; or give prompts=FILE.")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="The text to continue, prompt=TEXT where it begins like a setting; or give prompts=FILE."),
+    ] = None,
     words: Overrides = None,
     steer: Annotated[
         list[str] | None,
@@ -42,6 +45,8 @@ def generate(
     edits = [parse_edit(text) for text in steer or []]
     if prompt is not None and "=" in prompt and prompt.partition("=")[0] in GenerateSettings.model_fields:
         given, prompt = [prompt, *given], None  # the first setting of a command line without a prompt
+    elif prompt is not None:
+        prompt = plain("prompt", prompt)
     settings = load_settings(GenerateSettings, given)
     if (prompt is None) == (settings.prompts is None):
         raise UserError("give a prompt, or prompts=FILE, and not both: see 'cocomix generate --help'")

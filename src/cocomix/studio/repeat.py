@@ -14,7 +14,8 @@ def as_command(prompt: str, edits: Sequence[Edit], settings: GenerateSettings) -
     """A command line for a POSIX shell."""
     steer = [word for edit in edits for word in ("--steer", str(edit))]
     how = [f"{key}={value}" for key, value in _said(settings).items()]
-    return shlex.join(["cocomix", "generate", *steer, "--", prompt, *how])
+    is_like_a_setting = prompt.partition("=")[0] in {"prompt", *GenerateSettings.model_fields}
+    return shlex.join(["cocomix", "generate", *steer, "--", f"prompt={prompt}" if is_like_a_setting else prompt, *how])
 
 
 def as_python(prompt: str, edits: Sequence[Edit], settings: GenerateSettings) -> str:
