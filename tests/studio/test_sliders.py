@@ -7,7 +7,7 @@ import math
 import pytest
 
 from cocomix.errors import UserError
-from cocomix.studio.sliders import ROWS, Row, chunks, rows_of, written
+from cocomix.studio.sliders import ROWS, Row, chunks, room_for, rows_of, written
 
 
 def test_sliders_are_written_as_the_command_line_has_them() -> None:
@@ -27,14 +27,20 @@ def test_what_was_written_comes_back_and_what_no_slider_says_is_kept() -> None:
     assert rows_of([], "u") == ([Row()] * ROWS, "")
 
 
-@pytest.mark.parametrize(("kind", "value"), [("boost", 1.0), ("set", None), ("set", "much")])
-def test_a_slider_that_says_nonsense_is_refused(kind: str, value: object) -> None:
+@pytest.mark.parametrize(("kind", "value"), [("boost", 1.0), (["set"], 1.0), ("set", None), ("set", "much")])
+def test_a_slider_that_says_nonsense_is_refused(kind: object, value: object) -> None:
     with pytest.raises(UserError, match="edit of concept 1"):
         written([Row("1", kind, value)], "", "u")  # type: ignore[arg-type]
 
 
 def test_not_a_number_is_written_and_refused_by_who_reads_it() -> None:
     assert written([Row("1", "set", math.nan)], "", "u") == ["1=set:nanu"]
+
+
+def test_a_concept_goes_to_its_own_row_then_to_a_free_one_then_nowhere() -> None:
+    assert room_for("12", ["", "7", "#12 a name", ""]) == 2
+    assert room_for("12", ["7", None, "", "3"]) == 1
+    assert room_for("12", ["1", "2", "3", "4"]) is None
 
 
 def test_fields_in_a_row_become_rows() -> None:

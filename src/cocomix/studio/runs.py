@@ -24,13 +24,14 @@ def find_runs(root: Path) -> dict[str, Run]:
     return found
 
 
-def compare_runs(root: Path, names: Sequence[str]) -> Comparison:
+def compare_runs(root: Path, names: Sequence[object]) -> Comparison:
     """The runs of these names held against each other.
 
     Raises :class:`UserError` for a name that was not found, and for runs that cannot be compared.
     """
-    known = find_runs(root)
+    known, chosen = find_runs(root), dict[str, Run]()
     for name in names:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise UserError(f"there is no run {str(name)[:80]!r}: choose among those shown")
-    return compare([known[name] for name in dict.fromkeys(names)])
+        chosen[name] = known[name]
+    return compare(list(chosen.values()))

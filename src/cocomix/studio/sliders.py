@@ -29,9 +29,21 @@ def written(rows: Sequence[Row], more: str | None, unit: str) -> list[str]:
     return edits + [line.strip() for line in (more or "").splitlines() if line.strip()]
 
 
+def room_for(concept: str, fields: Sequence[Any]) -> int | None:
+    """The row whose field has the concept already, or else the first that is free; None: all are taken."""
+    there = [_concept(field) for field in fields]
+    wanted = _concept(concept)
+    return next((there.index(name) for name in (wanted, "") if name in there), None)
+
+
+def _concept(field: Any) -> str:
+    """The number of a concept that may have its name behind it."""
+    return str(field or "").strip().removeprefix("#").partition(" ")[0][:20]
+
+
 def _written(row: Row, unit: str) -> str:
-    concept = str(row.concept).strip().removeprefix("#").partition(" ")[0][:20]
-    if row.kind not in KINDS:
+    concept = _concept(row.concept)
+    if not isinstance(row.kind, str) or row.kind not in KINDS:
         raise UserError(f"edit of concept {concept}: {str(row.kind)[:20]!r} is none of {', '.join(KINDS)}")
     if row.kind == "ablate":
         return f"{concept}=off"
