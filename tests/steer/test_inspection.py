@@ -165,3 +165,19 @@ def test_usual_strengths_are_made_once_and_again_for_other_weights(steered_run, 
     torch.testing.assert_close(load_usual(str(run)), first + 1.0, atol=1e-4, rtol=1e-4, equal_nan=True)
     (run / FILE).write_bytes(b"damaged")
     torch.testing.assert_close(load_usual(str(run)), first + 1.0, atol=1e-4, rtol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("text", ["São Tomé", "naïve 日本 🦊"])
+def test_a_character_of_several_tokens_stands_at_the_first_of_them_alone(text, steered_run):
+    model, tokenizer = load_concept_model(str(steered_run))
+    tokens = predicted_concepts(model, tokenizer, text, 1, None)
+    assert len(tokens) == len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert "".join(token["token"] for token in tokens) == text
+    assert "" in [token["token"] for token in tokens]
+
+
+def test_a_picture_has_a_sign_for_a_token_without_characters_of_its_own():
+    from cocomix.report.inspection import inspection_plot
+
+    tokens = [{"token": piece, "concepts": [{"id": 1, "name": "a", "strength": 1.0}]} for piece in ("ã", "", "o")]
+    assert inspection_plot(tokens).svg.count(">·<") == 1

@@ -121,7 +121,7 @@ def _tint(value: float | None, longest: float) -> tuple[float, ...]:
 def _visible(text: str) -> str:
     for character, sign in (("\n", "↵"), ("\t", "→"), ("\r", "")):
         text = text.replace(character, sign)
-    shown = text if text.strip() else text.replace(" ", "␣")
+    shown = text if text.strip() else text.replace(" ", "␣") or "·"
     return shown.strip() if len(shown) <= 40 else shown[:39] + "…"
 
 

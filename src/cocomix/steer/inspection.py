@@ -5,20 +5,25 @@ Shapes: T tokens, C concepts, N shown a token, K mixed.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
 from cocomix.concepts.atlas import Atlas
 from cocomix.concepts.atlas_format import FILE
+from cocomix.concepts.labels import open_labels
 from cocomix.concepts.teacher import pick_device
 from cocomix.errors import UserError
 from cocomix.model.load import load_concept_model
 from cocomix.model.modeling import CoCoMixForCausalLM
+from cocomix.progress import say
 from cocomix.steer.contributions import contributions
 from cocomix.steer.settings import InspectSettings
 from cocomix.steer.teacher_view import TeacherView
@@ -31,7 +36,7 @@ class Prediction(NamedTuple):
 
     ids: Int[Tensor, " T"]
     pieces: list[str]
-    """The part of the text that each token is."""
+    """The part of the text that each token is; empty where it goes on with a character that one before it began."""
     concepts: Int[Tensor, "T N"]
     """The strongest first."""
     strengths: Float[Tensor, "T N"]
@@ -39,6 +44,8 @@ class Prediction(NamedTuple):
     probabilities: Float[Tensor, "T N"]
     """Their softmax over all C."""
     mixed: Int[Tensor, "T K"]
+    surprise: Float[Tensor, " T-1"]
+    """−log p of each token after the first, in nats."""
 
 
 def atlas_path(model: str, given: str | None) -> Path | None:
@@ -51,10 +58,30 @@ def atlas_path(model: str, given: str | None) -> Path | None:
     return folder / FILE if folder is not None else None
 
 
-def atlas_of(model: str, given: str | None) -> Atlas | None:
-    """The atlas at :func:`atlas_path`; None: none was given, and none made."""
+def atlas_of(model: str, given: str | None, concepts: int) -> Atlas | None:
+    """The atlas at :func:`atlas_path`; None: none was given, and none made. Says so where it is of other labels.
+
+    Raises :class:`UserError` for an atlas of another number of concepts than the model's.
+    """
     path = atlas_path(model, given)
-    return Atlas.open(path) if path is not None and (given is not None or path.is_file()) else None
+    if path is None or (given is None and not path.is_file()):
+        return None
+    atlas = Atlas.open(path)
+    if atlas.concepts != concepts:
+        raise UserError(
+            f"atlas={atlas.path} is of {atlas.concepts} concepts, model={model} predicts {concepts}: give the atlas of "
+            "the labels that it learnt from"
+        )
+    _tell_others(atlas, model)
+    return atlas
+
+
+def _tell_others(atlas: Atlas, model: str) -> None:
+    """Says so where the atlas is not of the labels that a run learnt from, as far as these are to be had."""
+    folder = labels_folder(model)
+    with contextlib.suppress(UserError):
+        if folder is not None and open_labels(folder)[0].fingerprint != atlas.labels_fingerprint:
+            say(f"{atlas.path} is not of the labels {folder}, which model={model} learnt from: names may be wrong")
 
 
 def inspect(settings: InspectSettings, text: str) -> dict[str, Any]:
@@ -65,7 +92,7 @@ def inspect(settings: InspectSettings, text: str) -> dict[str, Any]:
     ``teacher``, its strength there, 0 where it is not active.
     """
     model, tokenizer = load_concept_model(settings.model, str(pick_device(settings.device)))
-    atlas = atlas_of(settings.model, settings.atlas)
+    atlas = atlas_of(settings.model, settings.atlas, model.config.num_concepts)
     found = predict(model, tokenizer, text, settings.top)
     tokens = _described(found, atlas)
     if settings.teacher:
@@ -95,13 +122,25 @@ def predict(model: CoCoMixForCausalLM, tokenizer: PreTrainedTokenizerBase, text:
     if len(ids) > limit:
         raise UserError(f"the text has {len(ids)} tokens, the model reads {limit}: shorten it")
     with torch.no_grad():
-        logits = model(input_ids=ids.to(model.device).unsqueeze(0)).concept_logits
+        output = model(input_ids=ids.to(model.device).unsqueeze(0))
+    logits = output.concept_logits
     assert logits is not None
+    assert output.logits is not None
+    surprise = cross_entropy(output.logits[0, :-1].float(), ids[1:].to(model.device), reduction="none")
     mixed = logits[0].topk(model.config.concept_k, dim=-1)
     shown, strengths = mixed.indices[:, :top], mixed.values[:, :top]
     probabilities = (strengths.float() - logits[0].float().logsumexp(-1, keepdim=True)).exp()
-    pieces = [text[start:end] for start, end in spans]
-    return Prediction(ids, pieces, shown.cpu(), strengths.float().cpu(), probabilities.cpu(), mixed.indices.cpu())
+    found = (shown.cpu(), strengths.float().cpu(), probabilities.cpu(), mixed.indices.cpu(), surprise.cpu())
+    return Prediction(ids, _pieces(text, spans), *found)
+
+
+def _pieces(text: str, spans: Iterable[tuple[int, int]]) -> list[str]:
+    """The text cut into tokens. One that is some bytes of a character spans all of it: the first one gets it."""
+    pieces, shown = [], 0
+    for start, end in spans:
+        pieces.append(text[max(start, shown) : end])
+        shown = max(shown, end)
+    return pieces
 
 
 def add_contributions(tokens: list[dict[str, Any]], model: CoCoMixForCausalLM, found: Prediction) -> None:
@@ -124,13 +163,14 @@ def add_teacher(tokens: list[dict[str, Any]], strengths: Float[Tensor, "T N"]) -
 
 def _described(found: Prediction, atlas: Atlas | None) -> list[dict[str, Any]]:
     rows = zip(found.concepts.tolist(), found.strengths.tolist(), found.probabilities.tolist(), strict=True)
+    names = atlas.names(found.concepts.unique().tolist()) if atlas else {}
     return [
         {
             "token": piece,
             "concepts": [
                 {
                     "id": concept,
-                    "name": atlas.name(concept) if atlas else f"concept {concept}",
+                    "name": names[concept] if atlas else f"concept {concept}",
                     "strength": strength,
                     "probability": probability,
                 }

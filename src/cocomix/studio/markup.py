@@ -12,6 +12,8 @@ from cocomix.studio.service import Studio
 _SIGNS = str.maketrans({sign: f"&#{ord(sign)};" for sign in "{}$`\\"})
 """Signs of the templates that gradio fills: text must not be one."""
 HOVERED = 3
+CONTINUED = "·"
+"""A token without characters of its own: it goes on with one that a token before it began."""
 
 
 def escaped(value: object) -> str:
@@ -21,7 +23,7 @@ def escaped(value: object) -> str:
 
 def visible(token: str) -> str:
     """A token by itself: its line breaks and tabs, and spaces alone, as signs."""
-    shown = token.replace("\n", "↵").replace("\t", "⇥").replace("\r", "␍") or "∅"
+    shown = token.replace("\n", "↵").replace("\t", "⇥").replace("\r", "␍") or CONTINUED
     return shown.replace(" ", "␣") if shown.isspace() else shown
 
 
@@ -64,7 +66,8 @@ def _token(number: int, token: Token, value: float | None, most: float, reading:
     told = "" if value is None else f"{value:.2f}\n"
     share = 0.0 if value is None else min(1.0, abs(value) / most)
     sign = " negative" if value is not None and value < 0 else ""
-    shown = escaped(token.piece).replace("\n", '<i aria-hidden="true">↵</i>\n') or "∅"
+    shown = escaped(token.piece).replace("\n", '<i aria-hidden="true">↵</i>\n')
+    shown = shown or f'<i aria-hidden="true">{CONTINUED}</i>'
     return (
         f'<span class="token{sign}" role="button" tabindex="{0 if number == 0 else -1}" data-token="{number}" '
         f'style="--v:{share:.3f}" title="{escaped(told + first)}">{shown}</span>'

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
+from cocomix.errors import UserError
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.steer.contributions import contributions
 from cocomix.steer.inspection import predict
@@ -60,14 +60,9 @@ class Doing(NamedTuple):
 def read_tokens(model: CoCoMixForCausalLM, tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Token, ...]:
     """The tokens of a text; raises :class:`UserError` for an empty one and for more than the model reads."""
     found = predict(model, tokenizer, text, model.config.concept_k)
-    ids = found.ids.to(model.device)
-    with torch.no_grad():
-        logits = model(input_ids=ids.unsqueeze(0)).logits
-    assert logits is not None
-    nll = torch.nn.functional.cross_entropy(logits[0, :-1].float(), ids[1:], reduction="none")
     rows = zip(found.concepts.tolist(), found.strengths.tolist(), found.probabilities.tolist(), strict=True)
     mixed = [tuple(Mixed(*one) for one in zip(*row, strict=True)) for row in rows]
-    return tuple(map(Token, found.pieces, [None, *nll.tolist()], mixed))
+    return tuple(map(Token, found.pieces, [None, *found.surprise.tolist()], mixed))
 
 
 def measure(
@@ -82,7 +77,11 @@ def measure(
     found = predict(model, tokenizer, text, model.config.concept_k)
     strengths = None
     if teacher is not None:
-        strengths = tuple(teacher.strengths(found.ids, found.concepts)[number].tolist())
+        until = slice(number + 1)  # what comes later is nothing to a teacher, and may be more than it reads
+        try:
+            strengths = tuple(teacher.strengths(found.ids[until], found.concepts[until])[number].tolist())
+        except UserError as error:
+            missing = str(error)
     if number == len(found.ids) - 1:
         return Doing(None, None, None, None, strengths, missing)
     ids = found.ids[: number + 2]
