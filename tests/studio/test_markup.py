@@ -44,7 +44,7 @@ def hostile_card() -> dict:
     }  # fmt: skip
     return {
         "id": 1, "name": HOSTILE, "automatic_name": HOSTILE, "author": HOSTILE, "count": 1, "frequency": 0.1,
-        "mean_strength": 1.0, "usual": None, "student": student, "promoted": [token], "suppressed": [token],
+        "mean_strength": 1.0, "usual": HOSTILE, "student": student, "promoted": [token], "suppressed": [token],
         "labelled": [token], "contexts": [context], "random_contexts": [context], "nearest": [other],
         "together": [other], "strengths": histogram,
     }  # fmt: skip

@@ -89,6 +89,21 @@ def test_read_a_text_choose_a_token_with_the_keys_measure_and_come_back(page, ur
     assert "".join(page.locator("#read-shown .token").all_inner_texts()) == TEXT
 
 
+@pytest.mark.parametrize("page", [390], indirect=True)
+def test_what_is_chosen_and_measured_is_of_the_text_that_was_read(page, url, studio) -> None:
+    opened(page, url, "read", text=TEXT)
+    page.fill("#read-text textarea", PROMPT)
+    page.click("#read-shown .token >> nth=9")
+    page.wait_for_selector("#read-panel h3 >> text=Token 9:")
+    page.click("#read-measure")
+    page.wait_for_selector("#read-panel th:text-is('effect')")
+    assert f"log p {studio.measure(TEXT, 9).log_probability:.2f}" in page.inner_text("#read-panel")
+    page.click("#read-button")
+    page.wait_for_selector("#read-panel >> text=Choose a token")
+    page.click("#read-measure")
+    page.wait_for_selector("[role=alert] >> text=choose a token of the text first")
+
+
 def test_a_click_on_a_token_and_its_concept_leads_to_the_card_and_to_colours(page, url) -> None:
     opened(page, url, "read", text=TEXT)
     page.click("#read-shown .token >> nth=5")
@@ -171,6 +186,41 @@ def test_move_a_slider_watch_both_texts_and_come_back(page, url, studio) -> None
     page.wait_for_function(f"document.querySelector('#steer-prompt textarea')?.value == '{PROMPT}'")
     assert page.input_value("#steer-value-0 input[type=number]") == "10"
     assert page.input_value("#steer-concept-0 input, #steer-concept-0 textarea") == str(concept)
+
+
+@pytest.mark.parametrize("page", [390], indirect=True)
+def test_a_new_prompt_that_is_sent_by_the_keys_is_kept_in_the_address(page, url) -> None:
+    opened(page, url, "steer", prompt=PROMPT, edits="5=off", tokens="2")
+    page.fill("#steer-prompt textarea", "The island")
+    page.press("#steer-prompt textarea", "Shift+Enter")
+    page.wait_for_function("location.search.includes('prompt=The+island')")
+    page.wait_for_selector("#steer-shown .state >> text=done")
+    page.fill("#steer-prompt textarea", "The coast")
+    page.press("#steer-prompt textarea", "Shift+Enter")
+    page.wait_for_function("location.search.includes('prompt=The+coast')")
+
+
+@pytest.mark.parametrize("page", [390], indirect=True)
+@pytest.mark.parametrize(("concept", "alerts"), [("7", 0), ("9", 1)])
+def test_a_concept_to_steer_with_finds_its_row_or_is_told(page, url, concept: str, alerts: int) -> None:
+    opened(page, url, "concept", edits="5=off\n6=off\n7=off\n8=off", concept=concept)
+    page.wait_for_selector(f"#concept-card h2 small >> text=concept {concept}")
+    page.click("#concept-steer")
+    page.wait_for_selector("#steer-go >> visible=true")
+    page.wait_for_function("location.search.includes('tab=steer')")
+    assert page.locator("[role=alert] >> text=no row is free for concept 9").count() == alerts
+    fields = [page.input_value(f"#steer-concept-{n} input, #steer-concept-{n} textarea") for n in range(4)]
+    assert fields == ["5", "6", "7", "8"]
+
+
+@pytest.mark.parametrize("page", [390], indirect=True)
+def test_a_card_is_filled_once_its_usual_strength_is_measured(page, url, studio) -> None:
+    studio._usual = None
+    with studio._usual_lock:
+        opened(page, url, "concept", concept="7")
+        page.wait_for_selector("#concept-card dd >> text=measuring …")
+    page.wait_for_selector("#concept-card dd >> text=measuring … >> visible=true", state="detached")
+    assert page.inner_text("#concept-card h2 small") == "concept 7"
 
 
 def test_stop_ends_a_text(page, url, studio) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from typing import Any
@@ -57,6 +58,26 @@ def test_fifty_requests_at_once_each_get_their_own_answer_and_none_fails(server,
     assert [thread for thread in threading.enumerate() if thread.name == "generation"] == []
 
 
+def test_whoever_waits_for_a_place_is_told_so(run) -> None:
+    here = Studio(StudioSettings(model=str(run), port=0, generations=1))
+    app, has_begun, may_go_on = launch(here), threading.Event(), threading.Event()
+    here.model.register_forward_pre_hook(lambda *_: has_begun.set() or (may_go_on.wait(20) and None))
+    client = Client(app.local_url, verbose=False)
+    try:
+        first = client.submit(*asked(PROMPT, [], 0, new=2), api_name="/write")
+        assert has_begun.wait(20)
+        second, due = client.submit(*asked(PROMPT, [], 1, new=2), api_name="/write"), time.monotonic() + 10
+        while not second.outputs() and time.monotonic() < due:
+            time.sleep(0.01)
+        assert "waiting …" in second.outputs()[-1][0]
+        may_go_on.set()
+        assert "done" in first.result(timeout=20)[0]
+        assert "done" in second.result(timeout=20)[0]
+    finally:
+        may_go_on.set()
+        app.close(verbose=False)
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
@@ -70,6 +91,7 @@ def test_fifty_requests_at_once_each_get_their_own_answer_and_none_fails(server,
         (asked(PROMPT, [], "seven"), "seed: seven is no number"),
         (asked(PROMPT, [], 0, temperature=None), "temperature: None is no number"),
         ([*asked(PROMPT, [], 0)[:5], "3", "boost", 1] + ["", "set", 2] * 3, "is none of set, add, scale, ablate"),
+        ([*asked(PROMPT, [], 0)[:5], "3", ["set"], 1] + ["", "set", 2] * 3, "is none of set, add, scale, ablate"),
         ([*asked(PROMPT, [], 0)[:5], "3", "set", "lots"] + ["", "set", 2] * 3, "is no number"),
     ],
 )

@@ -7,22 +7,29 @@ import gc
 import itertools
 import json
 import math
+import re
 import shlex
 import shutil
 import sqlite3
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+from cocomix.data.dataset import Dataset
 from cocomix.errors import UserError
+from cocomix.steer import effect
 from cocomix.steer.edits import parse_edit
 from cocomix.steer.effect import promotion
 from cocomix.steer.inspection import inspect
 from cocomix.steer.settings import InspectSettings
 from cocomix.steer.usual import load_usual
-from cocomix.studio.service import DOSES, Sampling, Studio
+from cocomix.studio import markup, markup_card
+from cocomix.studio.app import build
+from cocomix.studio.service import DOSE_WINDOWS, DOSES, Sampling, Studio
+from cocomix.studio.sessions import Sessions
 from cocomix.studio.settings import StudioSettings
 
 TEXT = "The economy of the country depends on oil and gas."
@@ -57,7 +64,7 @@ def test_a_reading_has_the_models_surprise_and_its_mixed_concepts(studio) -> Non
     ("text", "sentence"),
     [
         ("", "the text is empty"),
-        ("oil " * 100, "the model reads 64"),
+        ("oil " * 100, "64 are the most"),
         ("x" * 1_000_000, "more than the model's 64 positions"),
     ],
 )
@@ -73,7 +80,7 @@ def test_what_concepts_do_is_measured_at_the_chosen_token_alone(studio) -> None:
     for number in (0, 3, len(told) - 1):
         doing, concepts = studio.measure(TEXT, number), told[number]["concepts"]
         assert [concept["id"] for concept in concepts] == [mixed.id for mixed in reading.tokens[number].concepts]
-        assert doing.teacher == pytest.approx([concept["teacher"] for concept in concepts])
+        assert doing.teacher == pytest.approx([concept["teacher"] for concept in concepts], abs=1e-5)
         if number == len(told) - 1:
             assert doing.next is doing.alone is doing.together is None
             continue
@@ -99,11 +106,20 @@ def test_without_its_teacher_effects_are_measured_and_the_reason_is_told(own, tr
 
 
 def test_a_number_finds_the_concept_and_no_text_the_frequent_ones(studio) -> None:
-    assert [found["id"] for found in studio.search(" #7 ")] == [7]
+    assert studio.search(" #7 ")[0]["id"] == 7
     frequent = studio.search("")
     assert [found["count"] for found in frequent] == sorted((found["count"] for found in frequent), reverse=True)
     word = frequent[0]["promoted"][0]["token"].strip()
     assert frequent[0]["id"] in [found["id"] for found in studio.search(word, 64)]
+
+
+def test_a_number_is_searched_as_text_too(own) -> None:
+    here = Studio(StudioSettings(model=str(own)))
+    here.rename(5, "number 8675309")
+    assert [found["id"] for found in here.search("8675309")] == [5]
+    here.rename(5, "age 12")
+    assert [found["id"] for found in here.search("12")][:2] == [12, 5]
+    assert len(here.search("12", 1)) == 1
 
 
 @pytest.mark.parametrize("text", ['"', "a* OR b", "NEAR(", "'; DROP TABLE names; --", "\0", "(" * 5000, "é{$}`"])
@@ -119,8 +135,9 @@ def test_a_concept_that_is_none_is_refused(studio, text: str) -> None:
 
 def test_a_card_has_the_teachers_side_and_the_models(studio, run) -> None:
     concept = a_mixed_concept(studio)
+    studio.measure_usual()
     card = studio.card(concept)
-    assert card["usual"] == pytest.approx(float(load_usual(str(run))[concept]))
+    assert card["usual"] == f"{float(load_usual(str(run))[concept]):.2f}"
     assert card["contexts"]
     assert card["promoted"]
     assert card["student"]["count"] > 0
@@ -138,6 +155,57 @@ def test_a_name_is_given_shown_everywhere_and_taken_off_again(studio) -> None:
     finally:
         studio.rename(concept, "")
     assert studio.card(concept)["name"] == studio.read(TEXT).names[concept] == before
+
+
+def test_a_card_is_shown_before_its_usual_strength_is_measured(own) -> None:
+    (own / "usual.safetensors").unlink(missing_ok=True)
+    here = Studio(StudioSettings(model=str(own)))
+    concept = a_mixed_concept(here)
+    assert here.card(concept)["usual"] is None
+    assert "measuring …" in markup_card.card(here.card(concept))
+    assert not (own / "usual.safetensors").exists()
+    here.measure_usual()
+    assert float(here.card(concept)["usual"]) == pytest.approx(float(load_usual(str(own))[concept]), abs=5e-3)
+
+
+def test_a_list_of_concepts_says_where_it_stops(studio) -> None:
+    entries = studio.search("", markup_card.FOUND + 1)
+    page = markup_card.found(entries)
+    assert (len(entries), page.count("<li>")) == (21, 20)
+    assert "The first 20" in page
+    assert "The first" not in markup_card.found(entries[:20])
+
+
+def test_a_studio_opens_where_its_text_has_gone(own) -> None:
+    shard = next((own.parents[1] / "data").glob("train-*.bin"))
+    shard.rename(shard.with_suffix(".away"))
+    here = Studio(StudioSettings(model=str(own)))
+    assert here.examples() == []
+    assert build(here, Sessions())
+    concept = a_mixed_concept(here)
+    (own / "usual.safetensors").unlink(missing_ok=True)
+    here.measure_usual()
+    assert "is missing" in here.card(concept)["usual"]
+    for ask in (
+        lambda: last(here.dose_response(concept)),
+        lambda: last(here.stream(PROMPT, [f"{concept}=set:2u"], HOW)),
+    ):
+        with pytest.raises(UserError, match="is missing"):
+            ask()
+    assert last(here.stream(PROMPT, [f"{concept}=set:2"], HOW)).steered
+
+
+def test_without_held_out_text_that_of_training_is_taken(own) -> None:
+    data = own.parents[1] / "data"
+    before, described = Dataset.open(data).fingerprint, json.loads((data / "dataset.json").read_text())
+    del described["splits"]["val"]
+    (data / "dataset.json").write_text(json.dumps(described))
+    labels = data / "labels" / "concepts" / "labels.json"
+    labels.write_text(labels.read_text().replace(before, Dataset.open(data).fingerprint))
+    (own / "usual.safetensors").unlink(missing_ok=True)
+    here = Studio(StudioSettings(model=str(own)))
+    assert here.examples()
+    assert len(last(here.dose_response(a_mixed_concept(here)))) == len(DOSES)
 
 
 def test_an_atlas_that_is_made_anew_is_seen_without_a_new_start(own) -> None:
@@ -178,6 +246,14 @@ def test_the_python_runs_as_it_is_written_whatever_the_prompt(studio, prompt: st
     exec(studio.as_python(prompt, ["5=+3"], HOW), found)
     made = last(studio.stream(prompt, ["5=+3"], HOW))
     assert (made.unsteered, made.steered) == (found["result"]["unsteered"][0], found["result"]["steered"][0])
+
+
+@pytest.mark.parametrize("prompt", ["seed=5", "prompt=seed=5", "prompts", "a=b"])
+def test_the_command_has_the_prompt_whatever_it_begins_like(studio, cli, prompt: str) -> None:
+    words = shlex.split(studio.as_command(prompt, [], Sampling(1)))
+    code, out, err = cli("generate", "--json", *words[2:])
+    assert code == 0, err
+    assert json.loads(out)["prompt"] == prompt
 
 
 def test_without_edits_one_text_is_made(studio) -> None:
@@ -274,6 +350,62 @@ def test_a_measurement_can_be_stopped(studio) -> None:
     assert len(steps) == 1
 
 
+def test_doses_read_the_text_without_edits_once_and_few_logits_at_a_time(studio, monkeypatch) -> None:
+    concept, seen = a_mixed_concept(studio), []
+    whole = [dose.nats for dose in last(studio.dose_response(concept))]
+    window = studio._held_out(1).shape[1]
+    monkeypatch.setattr(effect, "LOGITS_AT_ONCE", 3 * window * (64 + studio.model.config.text_config.vocab_size))
+    handle = studio.model.register_forward_hook(lambda _, given, output: seen.append(output.logits.shape[:2]))
+    try:
+        split = [dose.nats for dose in last(studio.dose_response(concept))]
+    finally:
+        handle.remove()
+    assert split == pytest.approx(whole, abs=1e-5)
+    windows = len(studio._held_out(DOSE_WINDOWS))
+    assert sum(rows for rows, _ in seen) == windows * (1 + len(DOSES))
+    assert max(rows for rows, _ in seen) == min(3, windows)
+
+
+def test_usual_strengths_take_no_next_token_logits(studio) -> None:
+    seen = []
+    handle = studio.model.register_forward_hook(lambda _, given, output: seen.append(output.logits.shape[1]))
+    try:
+        effect.usual_strengths(studio.model, studio._held_out(2))
+    finally:
+        handle.remove()
+    assert seen == [1]
+
+
+def test_a_text_is_read_once_and_one_that_is_too_long_not_at_all(run) -> None:
+    here, passes = Studio(StudioSettings(model=str(run), prompt_tokens=20)), []
+    here.model.register_forward_hook(lambda *_: passes.append(1))
+    for _ in range(2):
+        with pytest.raises(UserError, match="20 are the most: shorten it"):
+            here.read("oil and gas " * 20)
+    assert passes == []
+    here.read("oil and gas")
+    assert len(passes) == 1
+
+
+def test_who_waits_for_a_place_can_stop_and_too_many_may_not_wait(run) -> None:
+    here = Studio(StudioSettings(model=str(run), generations=1, waiting=1))
+    concept, first = a_mixed_concept(here), here.stream(PROMPT, [], HOW)
+    next(first)  # has the place
+    for ask in (lambda stop: here.stream(PROMPT, [], HOW, stop), lambda stop: here.dose_response(concept, stop)):
+        stop = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(list, ask(stop))
+            while not here._turns._waiting:
+                time.sleep(0.001)
+            with pytest.raises(UserError, match="1 requests wait already"):
+                here.read("another text")
+            stop.set()
+            assert waiting.result(timeout=5) == []
+    first.close()
+    assert last(here.stream(PROMPT, [], HOW)).unsteered
+    assert here.read("another text").tokens
+
+
 def test_runs_are_found_beside_the_model_and_compared(studio) -> None:
     assert list(studio.runs()) == ["cocomix", "ntp"]
     comparison = studio.compare(["cocomix", "ntp", "ntp"])
@@ -281,7 +413,7 @@ def test_runs_are_found_beside_the_model_and_compared(studio) -> None:
     assert len(comparison.pairs) == 1
 
 
-@pytest.mark.parametrize("name", ["../cocomix", "/etc/passwd", "cocomix/../ntp", "", "ntp\0", "."])
+@pytest.mark.parametrize("name", ["../cocomix", "/etc/passwd", "cocomix/../ntp", "", "ntp\0", ".", ["ntp"]])
 def test_a_run_is_taken_by_a_name_that_was_found_only(studio, name: str) -> None:
     with pytest.raises(UserError, match="there is no run"):
         studio.compare([name])
@@ -331,3 +463,45 @@ def test_an_atlas_that_breaks_while_it_is_read_is_one_sentence(own) -> None:
         file.write(b"\xff" * (path.stat().st_size - 4096))
     with pytest.raises(UserError, match="is damaged"):
         [studio.card(id) for id in range(64)]
+
+
+def test_an_atlas_of_another_size_is_refused_and_one_of_other_labels_is_told(run, studio, tmp_path, capsys) -> None:
+    other = shutil.copy(studio._atlas().path, tmp_path / "other.sqlite")
+    asked = InspectSettings(model=str(run), atlas=str(other))
+    here = Studio(StudioSettings(model=str(run), atlas=str(other)))
+    concept = a_mixed_concept(here)
+    assert "names may be wrong" not in capsys.readouterr().err
+    in_atlas(other, "UPDATE about SET value = 'others' WHERE key = 'labels'")
+    inspect(asked, TEXT)
+    assert here.read(TEXT).names[concept] == studio.read(TEXT).names[concept]
+    assert capsys.readouterr().err.count("names may be wrong") == 2
+    in_atlas(other, "UPDATE about SET value = '32' WHERE key = 'concepts'")
+    for ask in (lambda: inspect(asked, TEXT), lambda: here.read(TEXT)):
+        with pytest.raises(UserError, match="is of 32 concepts, .* predicts 64: give the atlas of the labels"):
+            ask()
+
+
+def in_atlas(path: str, change: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(change)
+
+
+def test_a_character_of_several_tokens_is_shown_once_and_the_rest_of_it_can_be_chosen(studio) -> None:
+    text = "São Tomé 🦊"
+    page = markup.text(studio.read(text), None)
+    tokens = re.findall(r"<span class=.token.*?>(.*?)</span>", page, re.DOTALL)
+    assert len(tokens) == len(studio.tokenizer(text)["input_ids"])
+    assert "".join(tokens).replace('<i aria-hidden="true">·</i>', "") == text
+    number = next(at for at, token in enumerate(studio.read(text).tokens) if not token.piece)
+    assert f"Token {number}: <code>·</code>" in markup.token_panel(studio.read(text), number)
+
+
+def test_a_text_longer_than_the_teacher_reads_is_measured_all_the_same(studio, monkeypatch) -> None:
+    view, _ = studio._teacher_view()
+    whole = studio.measure(TEXT, 2)
+    monkeypatch.setattr(view.teacher.config, "n_positions", 3)
+    assert studio.measure(TEXT, 2).teacher == pytest.approx(whole.teacher)
+    later = studio.measure(TEXT, 3)
+    assert later.teacher is None
+    assert "the teacher reads 3" in later.missing
+    assert later.alone is not None

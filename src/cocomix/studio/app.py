@@ -26,8 +26,10 @@ from cocomix.studio.page_steer import SteerPage, steer_page
 from cocomix.studio.service import Studio
 from cocomix.studio.sessions import Sessions
 from cocomix.studio.settings import StudioSettings
-from cocomix.studio.sliders import Row, rows_of
+from cocomix.studio.sliders import Row, room_for, rows_of
 
+OTHERS = 40
+"""Threads for what needs no place, beside those that work in one or wait for it."""
 HERE = Path(__file__).parent
 PAGES = ("read", "concept", "steer", "runs")
 LOOK = gr.themes.Default(
@@ -65,32 +67,32 @@ def build(studio: Studio, sessions: Sessions) -> gr.Blocks:
 
 def _between_pages(tabs: gr.Tabs, read: ReadPage, concept: ConceptPage, steer: SteerPage) -> None:
     """A concept's button opens its card, wherever it is; from the card one goes on to colour and to steer."""
-    card = [concept.concept, concept.card, concept.name, concept.message]
 
     def go_to(event: gr.EventData) -> tuple[Any, ...]:
         return (gr.Tabs(selected="concept"), *concept.open(str(event._data.get("concept", ""))))
 
     for html in (read.shown, read.panel, concept.found, concept.card):
-        html.concept(go_to, None, [tabs, *card], **QUIET).then(
-            None, concept.concept, None, js="(concept) => studio.remember({tab: 'concept', concept})"
-        )
+        opened = html.concept(go_to, None, [tabs, *concept.results], **QUIET)
+        opened.then(None, concept.concept, None, js="(concept) => studio.remember({tab: 'concept', concept})")
+        concept.complete(opened)
 
     def steer_with(number: str | None, shown: int, *fields: str | None) -> tuple[Any, ...]:
-        """Into the first row that is free or has the concept already; the first, where none is."""
-        free = next((at for at, field in enumerate(fields) if field in ("", None, number)), 0)
-        concepts = (number if at == free else gr.skip() for at in range(len(fields)))
-        return (gr.Tabs(selected="steer"), *concepts, *steer.show_rows(max(shown, free + 1)))
+        row = room_for(number or "", fields)
+        concepts = (number if at == row else gr.skip() for at in range(len(fields)))
+        full = "" if row is not None or not number else f"no row is free for concept {number}: empty one first"
+        rows = max(shown, len(fields) if row is None else row + 1)
+        return (gr.Tabs(selected="steer"), *concepts, *steer.show_rows(rows), markup.alert(full))
 
     fields = steer.rows[:: len(Row._fields)]
     concept.steer.click(
         steer_with,
         [concept.concept, steer.shown_rows, *fields],
-        [tabs, *fields, steer.shown_rows, *steer.row_boxes],
+        [tabs, *fields, steer.shown_rows, *steer.row_boxes, steer.message],
         **QUIET,
     ).then(None, None, None, js="() => studio.remember({tab: 'steer'})")
     concept.colour.click(
         lambda number: (gr.Tabs(selected="read"), number), concept.concept, [tabs, read.colour], **QUIET
-    ).then(read.read, [read.text, read.colour], [read.shown, read.panel, read.message], **QUIET).then(
+    ).then(read.read, [read.text, read.colour], read.results, **QUIET).then(
         None, read.colour, None, js="(colour) => studio.remember({tab: 'read', colour})"
     )
 
@@ -128,12 +130,12 @@ def _from_the_address(
 
     def show(text: str | None, colour: str | None, number: str | None, search: str | None) -> tuple[Any, ...]:
         return (
-            *(read.read(text, colour) if text else [gr.skip()] * 3),
-            *(concept.open(number) if number else [gr.skip()] * 4),
+            *(read.read(text, colour) if text else [gr.skip()] * len(read.results)),
+            *(concept.open(number) if number else [gr.skip()] * len(concept.results)),
             concept.look(search)[0],
         )
 
-    app.load(
+    shown = app.load(
         restore,
         query,
         [tabs, read.text, read.colour, concept.search, concept.concept, steer.prompt, *steer.sampling, *steer.rows,
@@ -143,10 +145,10 @@ def _from_the_address(
     ).then(None, None, None, js="() => { studio.isRestored = true; }").then(
         show,
         [read.text, read.colour, concept.concept, concept.search],
-        [read.shown, read.panel, read.message, concept.concept, concept.card, concept.name, concept.message,
-         concept.found],
+        [*read.results, *concept.results, concept.found],
         **QUIET
     )  # fmt: skip
+    concept.complete(shown)
 
 
 def _number(text: str | None) -> Any:
@@ -166,6 +168,7 @@ def launch(studio: Studio, share: bool = False, auth: Sequence[tuple[str, str]] 
     settings = studio.settings
     app = build(studio, Sessions())
     app.queue(max_size=settings.waiting, default_concurrency_limit=8, api_open=False)
+    threads = settings.generations + settings.waiting + OTHERS
     try:
         app.launch(
             server_name=settings.host,
@@ -176,6 +179,7 @@ def launch(studio: Studio, share: bool = False, auth: Sequence[tuple[str, str]] 
             quiet=True,
             show_error=False,
             footer_links=[],
+            max_threads=threads,
             ssr_mode=False,
             pwa=False,
             max_file_size=0,

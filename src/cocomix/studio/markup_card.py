@@ -8,14 +8,18 @@ from typing import Any
 from cocomix.studio.markup import concept_button, escaped, note, visible
 
 CONTEXTS = 8
+FOUND = 20
+"""Concepts of a search that are listed."""
 TOKENS_SHOWN = 10
 
 
 def found(entries: Sequence[dict[str, Any]]) -> str:
-    """What a search found."""
+    """The first :data:`FOUND` of what a search found, and whether there are more."""
     if not entries:
         return note("Nothing found: try another word, or a concept's number.")
-    return '<ul class="found">' + "".join(f"<li>{concept_button(e['id'], e['name'])}</li>" for e in entries) + "</ul>"
+    buttons = "".join(f"<li>{concept_button(e['id'], e['name'])}</li>" for e in entries[:FOUND])
+    more = note(f"The first {FOUND}: more words find fewer.") if len(entries) > FOUND else ""
+    return f'<ul class="found">{buttons}</ul>{more}'
 
 
 def card(concept: dict[str, Any]) -> str:
@@ -23,7 +27,7 @@ def card(concept: dict[str, Any]) -> str:
     facts = [
         ("label of", f"{concept['count']:,} tokens ({concept['frequency']:.3%})"),
         ("mean strength as a label", f"{concept['mean_strength']:.2f}"),
-        ("usual strength in the model", "never mixed" if concept["usual"] is None else f"{concept['usual']:.2f}"),
+        ("usual strength in the model", "measuring …" if concept["usual"] is None else concept["usual"]),
     ]
     if concept["author"] is not None:
         facts.append(("named by", concept["author"] or "somebody"))

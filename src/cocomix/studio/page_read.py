@@ -18,33 +18,33 @@ class ReadPage(NamedTuple):
     colour: gr.Textbox
     shown: gr.HTML
     panel: gr.HTML
-    message: gr.HTML
+    results: list[Any]
+    """What is shown, the panel, the text that was read, the chosen token, the message."""
     read: Any
-    """Handler from (text, colour) to (shown, panel, message)."""
+    """Handler from (text, colour) to ``results``."""
 
 
 def read_page(studio: Studio) -> ReadPage:
     """Builds the page inside the tab that is open."""
 
-    @told(2)
+    @told(4)
     def read(text: str | None, colour: str | None) -> tuple[Any, ...]:
         concept = studio.concept_id(colour) if colour and colour.strip() else None
-        return markup.text(studio.read(text or ""), concept), markup.note(
-            "Choose a token to see what is mixed behind it."
-        )
+        shown = markup.text(studio.read(text or ""), concept)
+        return shown, markup.note("Choose a token to see what is mixed behind it."), text or "", None
 
     @told(2)
-    def choose(event: gr.EventData, text: str | None) -> tuple[Any, ...]:
-        reading, number = studio.read(text or ""), event._data.get("token")
+    def choose(event: gr.EventData, text: str) -> tuple[Any, ...]:
+        reading, number = studio.read(text), event._data.get("token")
         if not isinstance(number, int) or not 0 <= number < len(reading.tokens):
-            return markup.note("The text has changed: read it again."), ""
-        return markup.token_panel(reading, number), str(number)
+            return markup.note("The text has changed: read it again."), None
+        return markup.token_panel(reading, number), number
 
     @told(1)
-    def measure(text: str | None, number: str | None) -> tuple[Any, ...]:
-        chosen = int(number) if number and number.isdecimal() and len(number) < 10 else -1
-        done = studio.measure(text or "", chosen)
-        return (markup.token_panel(studio.read(text or ""), chosen, done),)
+    def measure(text: str, number: int | None) -> tuple[Any, ...]:
+        chosen = -1 if number is None else number
+        done = studio.measure(text, chosen)
+        return (markup.token_panel(studio.read(text), chosen, done),)
 
     text = gr.Textbox(label="Text", lines=3, max_lines=8, placeholder="Type or paste a text", elem_id="read-text")
     examples = studio.examples()
@@ -56,14 +56,15 @@ def read_page(studio: Studio) -> ReadPage:
     message = place()
     shown = place("read-shown")
     panel = place("read-panel")
-    chosen = gr.Textbox(visible="hidden", elem_id="read-chosen")
+    was_read, chosen = gr.State(""), gr.State(None)  # the box may hold another text by the time a token is chosen
     measured = gr.Button("Measure what each of them does", elem_id="read-measure")
-    page = ReadPage(text, colour, shown, panel, message, read)
+    results = [shown, panel, was_read, chosen, message]
+    patient = QUIET | {"show_progress": "minimal"}  # a place may have to be waited for
     events = [button.click, colour.submit] + ([picked.load_input_event.then] if examples else [])
     for event in events:
-        event(read, [text, colour], [shown, panel, message], **QUIET).then(
+        event(read, [text, colour], results, **patient).then(
             None, [text, colour], None, js="(text, colour) => studio.remember({text, colour})"
         )
-    shown.token(choose, [text], [panel, chosen, message], **QUIET)
-    measured.click(measure, [text, chosen], [panel, message], **QUIET | {"show_progress": "minimal"})
-    return page
+    shown.token(choose, was_read, [panel, chosen, message], **QUIET)
+    measured.click(measure, [was_read, chosen], [panel, message], **patient)
+    return ReadPage(text, colour, shown, panel, results, read)

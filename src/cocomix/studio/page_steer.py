@@ -7,15 +7,13 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from cocomix.errors import UserError
 from cocomix.studio import markup, markup_results
 from cocomix.studio.answers import QUIET, place, told_as_it_comes, unchecked
 from cocomix.studio.service import DOSES, Sampling, Studio
 from cocomix.studio.sessions import Sessions
 from cocomix.studio.sliders import KINDS, LARGEST, ROWS, Row, chunks, written
 from cocomix.studio.streaming import Texts
-
-MODEL = "model"
-"""Work of this kind shares the places that ``generations`` allows."""
 
 
 class SteerPage(NamedTuple):
@@ -32,6 +30,7 @@ class SteerPage(NamedTuple):
     more: gr.Textbox
     edits: gr.Textbox
     """All edits, a line each; hidden, for the address."""
+    message: gr.HTML
 
     def show_rows(self, number: int) -> tuple[Any, ...]:
         """For ``shown_rows`` and ``row_boxes``."""
@@ -53,8 +52,12 @@ def steer_page(studio: Studio, sessions: Sessions) -> SteerPage:
             stream = studio.stream(prompt, edits, how, stop)
             again = studio.as_command(prompt, edits, how), studio.as_python(prompt, edits, how)
             yield markup_results.texts(prompt, made, edits, "waiting …"), "\n".join(edits), *again
-            for made in stream:
-                yield markup_results.texts(prompt, made, edits, "writing …"), *rest
+            try:
+                for made in stream:
+                    yield markup_results.texts(prompt, made, edits, "writing …"), *rest
+            except UserError:
+                yield markup_results.texts(prompt, made, edits, "not written"), *rest
+                raise
             state = "stopped" if stop.is_set() else "done"
         yield markup_results.texts(prompt, made, edits, state), *rest
 
@@ -63,7 +66,7 @@ def steer_page(studio: Studio, sessions: Sessions) -> SteerPage:
         id = studio.concept_id(number or "")
         name = studio.names({id})[id]
         with sessions.work(request.session_hash or "") as stop:
-            yield (markup.note("measuring …"),)
+            yield (markup.note("waiting or measuring …"),)
             for doses in studio.dose_response(id, stop):
                 yield (markup_results.doses(doses, name, DOSES),)
 
@@ -100,17 +103,16 @@ def steer_page(studio: Studio, sessions: Sessions) -> SteerPage:
     edits = gr.Textbox(visible="hidden", elem_id="steer-edits")
 
     asked = [prompt, more, *sampling, *rows]
-    shared: dict[str, Any] = {
-        "concurrency_limit": studio.settings.generations, "concurrency_id": MODEL, "show_progress": "hidden",
-    }  # fmt: skip
+    # The service has places, and tells who waits for one; gradio would let them wait unseen.
+    shared: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
     keep = "(prompt, edits, tokens, temperature, seed) => studio.remember({prompt, edits, tokens, temperature, seed})"
     for event, reach in ((go.click, "public"), (prompt.submit, "private")):
         event(write, asked, [shown, edits, command, python, message], api_name="write", api_visibility=reach, **shared)
+        event(None, [prompt, edits, *sampling], None, js=keep)
     edits.change(None, [prompt, edits, *sampling], None, js=keep)
-    go.click(None, [prompt, edits, *sampling], None, js=keep)
     dose.click(respond, rows[0], [curve, message], api_visibility="private", **shared)
     halt.click(stop, None, None, queue=False, **QUIET)
-    page = SteerPage(prompt, sampling, rows, boxes, shown_rows, more, edits)
+    page = SteerPage(prompt, sampling, rows, boxes, shown_rows, more, edits, message)
     another.click(lambda number: page.show_rows(number + 1), shown_rows, [shown_rows, *boxes], **QUIET)
     return page
 

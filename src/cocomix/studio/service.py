@@ -8,19 +8,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cocomix.compare.comparison import Comparison
 from cocomix.compare.runs import Run
 from cocomix.concepts.atlas import Atlas
+from cocomix.concepts.atlas_text import held_out_text
 from cocomix.concepts.labels import open_labels
 from cocomix.concepts.teacher import pick_device
 from cocomix.errors import UserError
 from cocomix.model.load import load_concept_model
 from cocomix.steer.edits import Edit, check_edit, parse_edit
-from cocomix.steer.effect import promotion
+from cocomix.steer.effect import promotions
 from cocomix.steer.inspection import atlas_of, atlas_path
 from cocomix.steer.requests import Request
 from cocomix.steer.settings import GenerateSettings
@@ -34,6 +34,7 @@ from cocomix.studio.reading import Doing, Reading, measure, read_tokens
 from cocomix.studio.runs import compare_runs, find_runs
 from cocomix.studio.settings import StudioSettings
 from cocomix.studio.streaming import Texts, stream
+from cocomix.studio.turns import Turns
 
 MOST_EDITS = 16
 DOSES = (-8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0)
@@ -75,8 +76,9 @@ class Studio:
         self._atlas()  # mistakes are told now
         self._student()
         self._labels = labels_folder(settings.model)
-        self._usual: Tensor | None = None
-        self._places = threading.BoundedSemaphore(settings.generations)
+        self._turns = Turns(settings.generations, settings.waiting)
+        self._usual: tuple[Tensor | None, str] | None = None
+        self._usual_lock = threading.Lock()
         self._teacher: tuple[TeacherView | None, str] | None = None
         self._teacher_lock = threading.Lock()
 
@@ -89,13 +91,13 @@ class Studio:
 
     def read(self, text: str) -> Reading:
         """Tokens with surprise and mixed concepts; raises :class:`UserError` for an empty or too long text."""
-        token_ids(self.tokenizer, text, self._limit(), "the text")
+        self._tokens_of(text, "the text")
         self._atlas()  # one that was made anew has other names
         return self._reading(text)
 
     def _read(self, text: str) -> Reading:
-        tokens = read_tokens(self.model, self.tokenizer, text)
-        self._refuse_long(len(tokens), "the text")
+        with self._turns.one():
+            tokens = read_tokens(self.model, self.tokenizer, text)
         return Reading(tokens, self.names({mixed.id for token in tokens for mixed in token.concepts}))
 
     def measure(self, text: str, number: int) -> Doing:
@@ -103,7 +105,7 @@ class Studio:
         that cannot be read, and a token that it has not."""
         if not 0 <= number < len(self.read(text).tokens):
             raise UserError("choose a token of the text first")
-        with self._places:
+        with self._turns.one():
             return measure(self.model, self.tokenizer, text, number, *self._teacher_view())
 
     def _teacher_view(self) -> tuple[TeacherView | None, str]:
@@ -126,39 +128,71 @@ class Studio:
         return {id: f"concept {id}" for id in ids}
 
     def examples(self, number: int = 6) -> list[str]:
-        """Short held-out texts to pick from, whole sentences; none where the model is no run with labels."""
-        if self._labels is None:
+        """Short held-out texts to pick from, whole sentences; none where there is no text."""
+        try:
+            windows = self._held_out(64).cpu()
+        except UserError:
             return []
-        texts = (str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in self._held_out(64).cpu())
+        texts = (str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in windows)
         sentences = (_whole_sentences(text) for text in texts)
         return [text for text in dict.fromkeys(sentences) if text and "�" not in text][:number]
 
     def search(self, text: str, n: int = 20) -> list[dict[str, Any]]:
-        """Concepts that ``text`` finds, best first: by number, by name, tokens and contexts; empty: the most frequent.
+        """At most ``n`` concepts that ``text`` finds, best first: by number, by name, tokens and contexts; empty: the
+        most frequent.
 
         Each ``{"id", "name", "frequency", "promoted": [{"token"…}…]}`` at least.
         """
         atlas = self._need_atlas()
-        asked = text.strip().removeprefix("#")
-        if asked.isdecimal() and len(asked) < 10:
-            return [atlas.concept(self.concept_id(asked))]
-        return atlas.search(text[:1000], n) if text.strip() else atlas.top(n)
+        if not text.strip():
+            return atlas.top(n)
+        number = self._number(text.strip())
+        first = [] if number is None else [atlas.concept(number)]
+        return (first + [found for found in atlas.search(text[:1000], n) if found["id"] != number])[:n]
 
     def card(self, id: int) -> dict[str, Any]:
         """All that is known of a concept (:func:`cocomix.steer.student_atlas.card`), and ``usual``, its usual strength
-        in the model; None: it is never mixed, or nobody can tell."""
-        found = card(self._need_atlas(), self._student(), id)
-        usual = self._usual_table()
-        strength = float(usual[id]) if usual is not None else float("nan")
-        return {**found, "usual": strength if np.isfinite(strength) else None}
+        in the model, as text; None: :meth:`measure_usual` has not yet been asked for it."""
+        return {**card(self._need_atlas(), self._student(), id), "usual": self._told_usual(id)}
+
+    def _told_usual(self, id: int) -> str | None:
+        if self._usual is None:
+            return None
+        table, missing = self._usual
+        if table is None:
+            return f"not known: {missing}"
+        return f"{table[id]:.2f}" if table[id].isfinite() else "never mixed"
+
+    def measure_usual(self) -> None:
+        """Measures the usual strengths, which takes a while once for a run, unless that was tried before."""
+        if self._usual is None:
+            with self._turns.one():
+                self._usual_table()
+
+    def _usual_table(self) -> tuple[Tensor | None, str]:
+        """Of all concepts; or why it is not to be had. Whoever asks has a place: it may be measured here."""
+        with self._usual_lock:
+            if self._usual is None:
+                try:
+                    self._usual = load_usual(self.settings.model, self.model), ""
+                except UserError as error:
+                    self._usual = None, str(error)
+            return self._usual
 
     def concept_id(self, text: str) -> int:
         """The number in ``text``; raises :class:`UserError` where it is none of the model's concepts."""
-        written = str(text).strip().removeprefix("#").partition(" ")[0]
-        if not (written.isascii() and written.isdecimal() and len(written) < 10 and int(written) < self.concepts):
-            shown = written if len(written) <= 20 else written[:20] + "…"
+        written = str(text).strip().partition(" ")[0]
+        number = self._number(written)
+        if number is None:
+            shown = written.removeprefix("#") if len(written) <= 20 else written[:20] + "…"
             raise UserError(f"there is no concept {shown!r}: the model has concepts 0 to {self.concepts - 1}")
-        return int(written)
+        return number
+
+    def _number(self, word: str) -> int | None:
+        """The concept with this number; None: there is none, or it is no number."""
+        word = word.removeprefix("#")
+        is_number = word.isascii() and word.isdecimal() and len(word) < 10
+        return int(word) if is_number and int(word) < self.concepts else None
 
     def rename(self, id: int, name: str, author: str = "") -> None:
         """Gives a concept a name; an empty one gives the automatic name back."""
@@ -179,15 +213,10 @@ class Studio:
 
     def _open_atlas(self) -> Atlas | None:
         self._reading.cache_clear()  # names are in it
-        return atlas_of(self.settings.model, self.settings.atlas)
+        return atlas_of(self.settings.model, self.settings.atlas, self.concepts)
 
     def _open_student(self, path: Path | None) -> StudentAtlas | None:
         return StudentAtlas.open(self.settings.model) if path is not None and path.is_file() else None
-
-    def _usual_table(self) -> Tensor | None:
-        if self._usual is None and self._labels is not None:
-            self._usual = load_usual(self.settings.model, self.model)
-        return self._usual
 
     # Steer
 
@@ -204,44 +233,45 @@ class Studio:
         self, prompt: str, edits: Sequence[str], sampling: Sampling, stop: threading.Event | None = None
     ) -> Iterator[Texts]:
         """The prompt's continuation without and with the edits, side by side from the same random numbers, after every
-        token. ``stop`` ends the work itself. Raises :class:`UserError` for a prompt that is too long and bad edits.
+        token. ``stop`` ends the work itself, and waiting for a place. Raises :class:`UserError` for a prompt that is
+        too long and bad edits.
         """
         stop = stop or threading.Event()
         asked, how = self.edits(edits), self._generation(sampling)
-        tokens = len(token_ids(self.tokenizer, prompt, self._limit(), "the prompt"))
-        self._refuse_long(tokens, "the prompt")
+        tokens = self._tokens_of(prompt, "the prompt")
         if tokens + how.max_new_tokens > self.positions:
             raise UserError(
                 f"the prompt's {tokens} tokens and {how.max_new_tokens} new ones are more than the model's "
                 f"{self.positions} positions: shorten one of them"
             )
-        raw = tuple(in_raw_units(asked, self._usual_for(asked)))
-        requests = [Request(prompt), Request(prompt, raw)] if raw else [Request(prompt)]
-        return self._stream_in_turn(requests, how, stop)
+        return self._stream_in_turn(prompt, asked, how, stop)
 
     def _stream_in_turn(
-        self, requests: Sequence[Request], how: GenerateSettings, stop: threading.Event
+        self, prompt: str, edits: Sequence[Edit], how: GenerateSettings, stop: threading.Event
     ) -> Iterator[Texts]:
-        while not self._places.acquire(timeout=0.05):
-            if stop.is_set():
-                return
-        try:
-            yield from stream(self.model, self.tokenizer, requests, how, stop)
-        finally:
-            self._places.release()
+        with self._turns.one(stop) as may:
+            if may:
+                raw = tuple(in_raw_units(edits, self._usual_for(edits)))
+                requests = [Request(prompt), Request(prompt, raw)] if raw else [Request(prompt)]
+                yield from stream(self.model, self.tokenizer, requests, how, stop)
 
     def dose_response(self, id: int, stop: threading.Event | None = None) -> Iterator[list[Dose]]:
         """How much likelier the concept's promoted tokens become on held-out text when it is set to several strengths,
-        in units of its usual one; a longer list after each measurement."""
+        in units of its usual one; a longer list after each measurement. ``stop`` ends it, and waiting for a place."""
         edits = [Edit(id, "set", dose, unit="usual") for dose in DOSES]
         tokens = [entry["id"] for entry in self._need_atlas().concept(id)["promoted"]]
-        windows, raw = self._held_out(DOSE_WINDOWS), in_raw_units(edits, self._usual_for(edits))
-        done: list[Dose] = []
-        for dose, edit in zip(DOSES, raw, strict=True):
-            if stop is not None and stop.is_set():
-                return
-            with self._places:
-                done.append(Dose(dose, promotion(self.model, windows, [edit], tokens)))
+        windows, done = self._held_out(DOSE_WINDOWS), list[Dose]()
+
+        def measured() -> Iterator[float]:
+            raw = in_raw_units(edits, self._usual_for(edits))
+            yield from promotions(self.model, windows, [[edit] for edit in raw], tokens)
+
+        effects = measured()  # begins with the first place
+        for dose in DOSES:
+            with self._turns.one(stop) as may:
+                if not may:
+                    return
+                done.append(Dose(dose, next(effects)))
             yield list(done)
 
     def as_command(self, prompt: str, edits: Sequence[str], sampling: Sampling) -> str:
@@ -273,9 +303,10 @@ class Studio:
         """The table of usual strengths, where an edit needs it."""
         if all(edit.unit == "raw" for edit in edits):
             return None
-        if self._labels is None:  # says what to give instead
-            return load_usual(self.settings.model, self.model)
-        return self._usual_table()
+        table, missing = self._usual_table()
+        if table is None:
+            raise UserError(missing)
+        return table
 
     def _held_out(self, windows: int) -> Tensor:
         if self._labels is None:
@@ -283,17 +314,16 @@ class Studio:
                 f"model={self.settings.model} is no run with concept labels: there is no text to measure on"
             )
         labels, dataset = open_labels(self._labels)
-        split, window = dataset.split("val"), min(labels.window, self.positions)
-        count = split.count(window)
-        ids = split.read(np.linspace(0, count - 1, min(windows, count)).astype(int), window)
-        return torch.from_numpy(ids[:, :-1]).to(self.model.device)
+        window = min(labels.window, self.positions)
+        return torch.from_numpy(held_out_text(dataset, window, windows * window, window)).to(self.model.device)
 
-    def _limit(self) -> int:
-        return min(self.positions, self.settings.prompt_tokens or self.positions)
-
-    def _refuse_long(self, tokens: int, what: str) -> None:
-        if tokens > self._limit():
-            raise UserError(f"{what} has {tokens} tokens, {self._limit()} are the most: shorten it")
+    def _tokens_of(self, text: str, what: str) -> int:
+        """How many tokens the text has; raises :class:`UserError` for more than are allowed."""
+        most = min(self.positions, self.settings.prompt_tokens or self.positions)
+        tokens = len(token_ids(self.tokenizer, text, most, what))
+        if tokens > most:
+            raise UserError(f"{what} has {tokens} tokens, {most} are the most: shorten it")
+        return tokens
 
     # Runs
 
@@ -301,7 +331,7 @@ class Studio:
         """The runs in the folder beside the model's, by name of their folder there; damaged ones are left out."""
         return find_runs(self._runs_root)
 
-    def compare(self, names: Sequence[str]) -> Comparison:
+    def compare(self, names: Sequence[object]) -> Comparison:
         """The runs of these names held against each other.
 
         Raises :class:`UserError` for a name that is none of :meth:`runs`, and for runs that cannot be compared.

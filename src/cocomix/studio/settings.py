@@ -20,6 +20,8 @@ class StudioSettings(Settings):
         None, ge=1, description="longest text and prompt, in tokens; none: what the model reads"
     )
     new_tokens: int = Field(200, ge=1, description="most tokens that a visitor may ask for")
-    generations: int = Field(2, ge=1, description="texts that are made at the same time; who comes later waits")
+    generations: int = Field(
+        2, ge=1, description="texts read, measured or made at the same time; who comes later waits"
+    )
     waiting: int = Field(64, ge=1, description="requests that may wait; more are told to come again")
     device: str = Field("auto", description=DEVICE)
