@@ -104,6 +104,12 @@ def test_documents_of_one_token_are_prepared_read_and_evaluated(place, works):
         ([*STEER, "3"], "--steer '3' is no edit: write ID=x5 (scale)"),
         (["generate", "The", "model=run"], "max_new_tokens=60 exceed the model's 32 positions"),
         (["inspect", "The " * 50, "model=run"], "tokens, the model reads 32: shorten it"),
+        # devices
+        ([*ON_DATA, "device=foo"], "device=foo is not usable here (Expected one of cpu, cuda"),
+        ([*ON_DATA, "device=cuda:64"], "device=cuda:64 is not usable here ("),
+        (["eval", "run", "device=foo"], "device=foo is not usable here (Expected one of cpu, cuda"),
+        (["eval", "run", "device=cuda:64"], "device=cuda:64 is not usable here ("),
+        (["eval", "run", "tasks=piqa", "limit=1", "device=cuda:64"], "): give device=cpu"),
         # what is named is not there, or something else
         (["eval", "nowhere"], "nowhere is no run that names its dataset: give a run folder, or data=FOLDER as well"),
         (["eval", "./nowhere", "data=data"], "model=./nowhere: there is no such folder; give a model's folder"),

@@ -80,6 +80,24 @@ def test_a_finished_task_is_not_run_again_until_something_else_is_asked(run: Pat
     assert json.loads(out)["piqa[:2]"]["metrics"] != first["piqa[:2]"]["metrics"]
 
 
+def test_another_configuration_of_the_same_weights_is_another_model_and_a_copy_is_none(
+    run: Path, tmp_path: Path, cli
+) -> None:
+    words = ("tasks=piqa", "limit=2", "--json")
+    first = json.loads(cli("eval", run, *words)[1])["piqa[:2]"]
+    shutil.copytree(run, tmp_path / "copy")
+    assert "done before" in cli("eval", tmp_path / "copy", *words)[2]
+    file = run / "export" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "transformers_version": "5.0.0"}))
+    assert "done before" in cli("eval", run, *words)[2]
+    file.write_text(json.dumps({**config, "concept_k": 1}))
+    code, out, err = cli("eval", run, *words)
+    assert code == 0, err
+    assert "done before" not in err
+    assert json.loads(out)["piqa[:2]"]["metrics"] != first["metrics"]
+
+
 def test_items_that_are_cut_are_counted_and_told(run: Path, cli) -> None:
     items, _ = TASKS["lambada_openai"].items(5)
     model, tokenizer = load_any(str(run))

@@ -63,7 +63,7 @@ def test_missing_settings_are_told_all_at_once():
         (["model.backbone.n_layers=5"], "model.backbone.n_layers is no setting of gpt2 in transformers"),
         (["model.backbone.model_type=bert"], "backbone model_type='bert' has no adapter; known: gemma3_text, gpt2"),
         (["model.backbone.vocab_size=7"], "model.backbone.vocab_size=7 is smaller than the dataset's"),
-        (["device=gpu"], "device='gpu' is no device"),
+        (["device=gpu"], r"device=gpu is not usable here \(Expected one of cpu, .*\): give device=cpu"),
     ],
 )
 def test_a_model_that_cannot_be_built_is_one_sentence(dataset, tmp_path, words, message):

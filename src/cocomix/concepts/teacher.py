@@ -253,18 +253,6 @@ def find_blocks(model: Any) -> nn.ModuleList:
     raise UserError(f"a teacher of type {model.config.model_type} is not supported: its blocks are in no list")
 
 
-def pick_device(device: str) -> torch.device:
-    """The torch device for a setting."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={device} is not usable here ({first_line(error)}): give device=cpu") from error
-    return found
-
-
 def pick_dtype(dtype: str, device: torch.device) -> str:
     """``float32`` or ``bfloat16`` for a setting: many CPUs are very slow in bfloat16."""
     return dtype if dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cocomix.concepts.atlas import Atlas
 from cocomix.concepts.atlas_format import FILE
-from cocomix.concepts.teacher import pick_device
+from cocomix.devices import pick_device
 from cocomix.errors import UserError
 from cocomix.model.load import load_concept_model
 from cocomix.model.modeling import CoCoMixForCausalLM
