@@ -68,12 +68,12 @@ def compare(runs: Sequence[Run], baseline: str | None = None, upstream_shared_by
     _refuse_twice(runs)
     _refuse_difference(runs)
     names, groups = _names(runs), _groups(runs)
-    sharing = Counter(run.manifest.labels.fingerprint for run in runs if run.manifest.labels)
+    sharing = Counter(run.manifest.labels.fingerprint for run in runs if run.manifest.labels and run.pays_teacher)
 
     def shared_by(run: Run) -> int:
         if upstream_shared_by is not None:
             return upstream_shared_by
-        return sharing[run.manifest.labels.fingerprint] if run.manifest.labels else 1
+        return sharing[run.manifest.labels.fingerprint] if run.manifest.labels and run.pays_teacher else 1
 
     base = _baseline(runs, names, groups, baseline)
     entries = [
@@ -120,8 +120,7 @@ def _pair(theirs: Sequence[Entry], ours: Sequence[Entry], shared_by: int) -> Pai
         candidate=group,
         by_seed=tuple(seed_pair(c.run.seed, b.curve, c.curve) for b, c in couples if b.curve and c.curve),
         shared_by=shared_by,
-        has_teacher=couples[0][1].run.manifest.labels is not None
-        or any(e.flops.teacher > 0 for e in couples[0][1].run.evaluations),
+        has_teacher=couples[0][1].run.pays_teacher,
         notes=tuple(dict.fromkeys(notes)),
     )
 

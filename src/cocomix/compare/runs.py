@@ -147,6 +147,11 @@ class Run:
         return self.evaluations[-1] if self.evaluations else None
 
     @property
+    def pays_teacher(self) -> bool:
+        """Whether its losses read what a teacher said; labels may be there only to say how many concepts there are."""
+        return any(evaluation.flops.teacher > 0 for evaluation in self.evaluations)
+
+    @property
     def comparable(self) -> bool:
         """Whether the run has been evaluated and did not diverge."""
         return self.last is not None and is_finite(self.last.loss)
