@@ -234,11 +234,15 @@ def test_a_task_of_the_harness_is_stopped_between_batches(
 
 def test_items_that_the_harness_cuts_are_counted_and_too_long_answers_told(run: Path, own_tasks: Path, cli) -> None:
     row = {"question": "long " * 60, "choices": ["a", "b", "c"], "answer": 0}
-    (own_tasks / "tiny_choice.jsonl").write_text(json.dumps(row) + "\n")
-    words = ("eval", run, "tasks=[tiny_choice]", f"include={own_tasks}", "--json")
+    short = {**row, "question": "It was"}
+    (own_tasks / "tiny_choice.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (row, short, row)))
+    words = ("eval", run, "tasks=[tiny_choice,tiny_rolling]", f"include={own_tasks}", "--json")
     code, out, err = cli(*words, "context=32")
     assert code == 0, err
-    assert json.loads(out)["tiny_choice"]["cut"] > 0
+    found = json.loads(out)
+    assert found["tiny_choice"]["cut"] == 2  # items, of three requests each
+    assert found["tiny_rolling"]["cut"] == 0
+    words = ("eval", run, "tasks=[tiny_choice]", f"include={own_tasks}", "--json")
     (own_tasks / "tiny_choice.jsonl").write_text(json.dumps({**row, "choices": ["a", "no " * 60, "c"]}) + "\n")
     code, _, err = cli(*words, "context=32")
     assert code == 2
