@@ -16,6 +16,13 @@ from cocomix.compare.wording import count, share
 from cocomix.errors import UserError, near_name
 
 DEFAULT_BASELINE = "ntp"
+MACHINE = {
+    "device": "on different devices",
+    "processor": "on different processors",
+    "threads": "with different numbers of threads",
+    "ranks": "on different numbers of ranks",
+}
+"""What seconds depend on besides the method, and how it is told that it differs."""
 PARAMETERS_APART = 0.02
 """Active parameters that differ by more than this share are pointed out."""
 
@@ -115,6 +122,7 @@ def _pair(theirs: Sequence[Entry], ours: Sequence[Entry], shared_by: int) -> Pai
             f"({count(active[1])} against {count(active[0])})."
         )
     notes += [note for couple in couples for entry in couple if (note := _past_best(entry))]
+    notes += _other_machines(couples)
     return Pair(
         baseline=base,
         candidate=group,
@@ -123,6 +131,20 @@ def _pair(theirs: Sequence[Entry], ours: Sequence[Entry], shared_by: int) -> Pai
         has_teacher=couples[0][1].run.pays_teacher,
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _other_machines(couples: Sequence[tuple[Entry, Entry]]) -> list[str]:
+    """A sentence for each thing that seconds depend on and in which two paired runs differ."""
+    found: dict[str, str] = {}
+    for base, ours in couples:
+        for name, words in MACHINE.items():
+            values = [getattr(entry.run.environment, name) for entry in (ours, base)]
+            if None not in values and values[0] != values[1]:
+                found[name] = (
+                    f"{ours.group} and {base.group} were trained {words} ({values[0]} and "
+                    f"{values[1]}): their seconds do not compare."
+                )
+    return list(found.values())
 
 
 def _past_best(entry: Entry) -> str | None:
