@@ -134,7 +134,7 @@ class Run:
     """The last line of the metrics; None before the first."""
     benchmarks: dict[str, Any]
     """What ``benchmarks.json`` in the run folder holds, empty without one."""
-    environment: Environment = Environment()
+    environment: Environment
 
     @property
     def name(self) -> str:
