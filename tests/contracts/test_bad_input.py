@@ -121,6 +121,8 @@ def test_documents_of_one_token_are_prepared_read_and_evaluated(place, works):
         ([*SAE, "teacher=nowhere.gguf", "data=data"], "teacher=nowhere.gguf: there is no such folder"),
         ([*SAE, "teacher=org/name", "data=data"], "(it cannot be reached from here): run 'hf download org/name"),
         ([*SAE, "teacher=data", "data=data"], "teacher=data holds no *.safetensors and no *.gguf"),
+        ([*SAE, "teacher=run", "data=data"], "teacher=run is a CoCoMix model: a teacher must be a plain causal model;"),
+        (["sae", "check", "sae", "teacher=run", "data=data"], "give an ntp run or a hub id"),
         (["compare", "run", "teacher"], "teacher is no run: it holds no run.json; give the folders that"),
     ],
 )  # fmt: skip
@@ -143,6 +145,30 @@ def test_damaged_weights_of_a_teacher_are_named(verb, place, refused):
     Path("teacher/model.gguf").write_bytes(b"GGUF")
     assert "teacher/model.gguf is no whole GGUF file" in refused(*words)
     assert not Path("new").exists()
+
+
+def test_a_model_s_own_code_is_never_run_nor_asked_about(place, refused, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("asked whether to run custom code"))
+    mine = {
+        "AutoTokenizer": ["mine.Tokenizer", None],
+        "AutoConfig": "mine.Config",
+        "AutoModelForCausalLM": "mine.Model",
+    }
+    for name in ("config.json", "tokenizer_config.json"):
+        file = Path("teacher") / name
+        file.write_text(json.dumps({**json.loads(file.read_text()), "auto_map": mine, "model_type": "mine",
+                                    "tokenizer_class": "Mine"}))  # fmt: skip
+    Path("teacher/mine.py").write_text("raise SystemExit(7)\n")
+    asked = [
+        ([*SAE, "teacher=teacher", "data=data"], "teacher=teacher"),
+        (["data", "prepare", "text.jsonl", "new", "tokenizer=teacher"], "tokenizer=teacher"),
+        (["eval", "teacher", "data=data"], "model=teacher"),
+        (["plan", "tiny/cocomix", "--teacher", "teacher"], "teacher=teacher"),
+        (["train", "tiny/ntp", "model.backbone=null", "model.from_backbone=teacher", "data.path=data", "run=new"],
+         "model.from_backbone=teacher"),
+    ]  # fmt: skip
+    for words, option in asked:
+        assert option in refused(*words)
 
 
 def test_tokenizer_that_cannot_be_had_is_told_and_the_mended_command_works(place, refused, works):

@@ -48,6 +48,14 @@ def test_a_wrong_setting_is_named_with_the_mend(words, message):
         load_settings(TrainSettings, [*words, "data.path=d", "run=r"])
 
 
+def test_a_recipe_s_backbone_can_be_taken_back_for_a_pretrained_one():
+    words = ["tiny/ntp", "data.path=d", "run=r", "model.from_backbone=gpt2"]
+    with pytest.raises(UserError, match=r"leave model\.backbone out, where a recipe sets it add model\.backbone=null"):
+        load_settings(TrainSettings, words)
+    model = load_settings(TrainSettings, [*words, "model.backbone=null"]).model
+    assert (model.from_backbone, model.backbone) == ("gpt2", {"model_type": "gpt2"})
+
+
 def test_missing_settings_are_told_all_at_once():
     with pytest.raises(UserError, match=r"'run' is missing.*'data' is missing"):
         load_settings(TrainSettings, ["tiny/ntp"])

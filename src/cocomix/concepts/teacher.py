@@ -306,7 +306,14 @@ def _load(files: TeacherFiles, name: str, dtype: str) -> Any:
 def _check_tokenizer(files: TeacherFiles, name: str, dataset: Dataset) -> None:
     if files.gguf is None and not any((files.folder / file).is_file() for file in TOKENIZER_FILES):
         return  # weights alone: only the size of the vocabulary can be compared
-    found = tokenizer_hash(tokenizer_in(files.gguf or files.folder, f"teacher={name}"))
+    try:
+        found = tokenizer_hash(tokenizer_in(files.gguf or files.folder, f"teacher={name}"))
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises what its many parts raise
+        raise UserError(
+            f"teacher={name}: its tokenizer cannot be read ({first_line(error)}): save it again with save_pretrained"
+        ) from error
     if found != dataset.tokenizer_hash:
         raise UserError(
             f"teacher={name} has another tokenizer than the dataset {dataset.folder}: prepare the data with "

@@ -36,8 +36,8 @@ def load_model(where: str, device: str = "cpu") -> tuple[PreTrainedModel, PreTra
     """
     name, place = model_folder(where), pick_device(device)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        model: Any = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, SafetensorError) as error:
         there = Path(name).is_dir()
         mend = "its files are damaged, export or save it again" if there else "give a run folder, an export or a hub id"

@@ -45,12 +45,18 @@ class ModelSettings(Settings):
     )
     state_width: int = Field(2048, ge=1, description="mixer=hidden: width of the layer before the guess of that state")
 
+    @field_validator("backbone", mode="before")
+    @classmethod
+    def _unset(cls, value: Any) -> Any:
+        """``model.backbone=null`` takes back what a recipe before it sets."""
+        return dict(DEFAULT_BACKBONE) if value is None else value
+
     @model_validator(mode="after")
     def _one_backbone(self) -> ModelSettings:
         if self.from_backbone is not None and self.backbone != DEFAULT_BACKBONE:
             raise ValueError(
                 f"model.from_backbone={self.from_backbone} brings its own configuration: leave model.backbone out, "
-                "also where a recipe sets it"
+                "where a recipe sets it add model.backbone=null"
             )
         return self
 
