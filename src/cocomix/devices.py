@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from cocomix.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def pick_device(device: str) -> torch.device:
@@ -12,6 +15,8 @@ def pick_device(device: str) -> torch.device:
 
     Raises :class:`UserError` for one that nothing can be put on here.
     """
+    import torch
+
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
