@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from cocomix.errors import UserError, explained, near_name
 
@@ -19,9 +20,24 @@ class Settings(BaseModel):
     """Base of all settings: frozen, unknown keys refused; field descriptions are the command line's help."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    packaged_recipes: ClassVar[bool] = False
+    """Whether the recipes that come with the package are of this kind."""
 
 
 S = TypeVar("S", bound=Settings)
+
+
+def _counted(value: Any) -> Any:
+    """``2M`` as 2000000; what is not written so stays as it is."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMB])", value) if isinstance(value, str) else None
+    if found is None:
+        return value
+    number = Decimal(found[1]) * {"k": 10**3, "M": 10**6, "B": 10**9}[found[2]]
+    return int(number) if number == int(number) else value
+
+
+Count = Annotated[int, BeforeValidator(_counted)]
+"""A budget, which may be written 2000000, 2e6 or 2M (k, M, B)."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -97,11 +113,22 @@ def load_settings(cls: type[S], words: Sequence[str] = (), **given: Any) -> S:
     Raises :class:`UserError` that lists every bad key and value at once.
     """
     values: dict[str, Any] = {}
+    given = {key: value for key, value in given.items() if value is not None}
     for word in words:
         is_recipe = "=" not in word or (word.endswith((".yaml", ".yml")) and Path(word).is_file())
+        if is_recipe and not cls.packaged_recipes and not Path(word).is_file():
+            raise _no_file(cls, word, [*given, *(other.partition("=")[0] for other in words if "=" in other)])
         values = merge(values, read_recipe(find_recipe(word)) if is_recipe else parse_override(word))
-    values = merge(values, {k: v for k, v in given.items() if v is not None})
-    return validated(cls, values)
+    return validated(cls, merge(values, given))
+
+
+def _no_file(cls: type[Settings], word: str, said: Sequence[str]) -> UserError:
+    """What to do about a word that should be a file of settings; ``said`` are the keys of the command line."""
+    if word.endswith((".yaml", ".yml")):
+        return UserError(f"{word} does not exist: give a YAML file with settings")
+    missing = [key for key in _required(cls) if key not in said]
+    mend = f"write {missing[0]}={word}" if missing else "write KEY=VALUE"
+    return UserError(f"{word!r} is no setting and no YAML file with settings: {mend}")
 
 
 def validated(cls: type[S], values: dict[str, Any]) -> S:
@@ -115,24 +142,51 @@ def validated(cls: type[S], values: dict[str, Any]) -> S:
 def _complaint(cls: type[Settings], error: Any) -> str:
     location = [str(part) for part in error["loc"]]
     key = ".".join(location)
+    here, value = _settings_at(cls, location), error.get("input")
     if error["type"] == "extra_forbidden":
         parent = _settings_at(cls, location[:-1])
         names = list(parent.model_fields) if parent else []
-        return f"unknown setting '{key}'{near_name(location[-1], names)}; known here: {', '.join(names)}"
+        known = f"; known here: {', '.join(names)}" if names else ""
+        return f"unknown setting '{key}'{near_setting(location[-1], names, cls)}{known}"
     if error["type"] == "missing":
-        return f"setting '{key}' is missing: add {key}=…"
+        missing = list(_required(here, f"{key}.")) if here else []
+        return "; ".join(f"setting '{name}' is missing: add {name}=…" for name in missing or [key])
+    if here is not None and not isinstance(value, dict | None):
+        missing = list(_required(here, f"{key}."))
+        mend = (
+            f"{missing[0]}={value}" if len(missing) == 1 else f"{key}.KEY=VALUE, one of {', '.join(here.model_fields)}"
+        )
+        return f"{key}={value}: write {mend}"
     message = error["msg"].removeprefix("Value error, ")
-    value = error.get("input")
     shown = f"={value!r}" if not isinstance(value, dict | list) else ""
     return f"setting '{key}'{shown}: {message[:1].lower() + message[1:]}" if key else message
 
 
+def near_setting(name: str, names: Iterable[str], cls: type[Settings]) -> str:
+    """`` (did you mean 'optimizer.lr'?)`` for the deeper settings of ``cls`` that ``name`` is short for; else for the
+    nearest of ``names``; else an empty string."""
+    deep = [key for key, _, _ in describe(cls) if "." in key and key.rpartition(".")[2] == name]
+    return f" (did you mean {' or '.join(map(repr, deep))}?)" if deep else near_name(name, names)
+
+
+def _required(cls: type[Settings], prefix: str = "") -> Iterator[str]:
+    """The dotted keys that must be given."""
+    for name, field in cls.model_fields.items():
+        if field.is_required():
+            nested = next(_settings_types(field.annotation), None)
+            yield from [prefix + name] if nested is None else _required(nested, f"{prefix}{name}.")
+
+
 def _settings_at(cls: type[Settings], location: Sequence[str]) -> type[Settings] | None:
-    current: type[Settings] | None = cls
+    annotation: Any = cls
     for part in location:
-        field = current.model_fields.get(part) if current else None
-        current = next(_settings_types(field.annotation), None) if field else None
-    return current
+        current = next(_settings_types(annotation), None)
+        if current is None:  # rows by name: dict[str, SETTINGS]
+            annotation = typing.get_args(annotation)[1] if typing.get_origin(annotation) is dict else None
+        else:
+            field = current.model_fields.get(part)
+            annotation = None if field is None else field.annotation
+    return next(_settings_types(annotation), None)
 
 
 def _settings_types(annotation: Any) -> Iterator[type[Settings]]:

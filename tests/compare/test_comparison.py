@@ -366,6 +366,23 @@ def test_running_and_unevaluated_runs_are_told(tmp_path):
     assert found["runs"][2]["val_loss"] is None
 
 
+def test_seconds_of_different_machines_are_pointed_out(tmp_path):
+    machine = {"device": "cpu", "processor": "x86_64", "threads": 2, "ranks": 1, "torch": "2.13.0"}
+    other = {**machine, "device": "NVIDIA H200", "threads": 16, "torch": "2.14.0"}
+    made = runs(tmp_path, ntp(), cocomix(), cocomix(method="pause"), cocomix(method="kd"))
+    for run, environment in zip(made, (machine, other, machine), strict=False):  # of the fourth nobody wrote it down
+        (run.folder / "environment.json").write_text(json.dumps(environment))
+    pairs = {pair.candidate: pair.notes for pair in compare([load_run(run.folder) for run in made]).pairs}
+    assert pairs == {
+        "cocomix": (
+            "cocomix and ntp were trained on different devices (NVIDIA H200 and cpu): their seconds do not compare.",
+            "cocomix and ntp were trained with different numbers of threads (16 and 2): their seconds do not compare.",
+        ),
+        "pause": (),
+        "kd": (),
+    }
+
+
 def test_different_sizes_are_pointed_out(tmp_path):
     pair = only_pair(tmp_path, ntp(), cocomix(active=1_100_000))
     assert any("10.0 % more active parameters than ntp (1.1M against 1M)" in note for note in pair["notes"])

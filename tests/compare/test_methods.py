@@ -96,6 +96,17 @@ def test_accuracy_without_a_known_error_has_none_and_other_metrics_are_left_out(
     assert scores(load_run(folder)) == {"lambada acc": Score(0.5, None)}
 
 
+def test_a_metric_under_several_filters_is_told_under_each(tmp_path):
+    folder = made("ntp").write(tmp_path / "run")
+    task = {"exact_match,strict-match": 0.1, "exact_match_stderr,strict-match": 0.02,
+            "exact_match,flexible-extract": 0.35, "exact_match_stderr,flexible-extract": 0.03}  # fmt: skip
+    (folder / "benchmarks.json").write_text(json.dumps({"gsm8k": task}))
+    assert scores(load_run(folder)) == {
+        "gsm8k exact_match (strict-match)": Score(0.1, 0.02),
+        "gsm8k exact_match (flexible-extract)": Score(0.35, 0.03),
+    }
+
+
 def test_seeds_share_the_items_so_that_their_mean_keeps_the_error_of_one(tmp_path):
     folders = [made("ntp", seed).write(tmp_path / f"run{seed}") for seed in (0, 1, 2)]
     for folder, acc in zip(folders, (0.30, 0.34), strict=False):  # the third has not been asked

@@ -61,6 +61,47 @@ def test_folder_of_runs_stands_for_its_runs_until_its_sweep_is_over(tmp_path):
     assert not is_over([str(sweep)], [load_run(at(sweep, "a", 2))])
 
 
+def test_sweep_in_parts_is_over_when_each_part_is(tmp_path):
+    sweep = tmp_path / "sweep"
+    runs = [load_run(at(sweep, "a", 4, finished=True))]
+    (sweep / "sweep-1-2.json").write_text("{}")
+    (sweep / "sweep-2-3.json").write_text("{}")  # of another division
+    assert not is_over([str(sweep)], runs)
+    (sweep / "sweep-2-2.json").write_text("{}")
+    assert is_over([str(sweep)], runs)
+
+
+def test_first_run_of_a_folder_that_is_there_is_waited_for(tmp_path, cli, monkeypatch):
+    sweep, done = tmp_path / "sweep", at(tmp_path, "ntp", 4, finished=True)
+    (sweep / "cocomix").mkdir(parents=True)  # its log lies in it before its description
+    steps = iter([lambda: None, lambda: at(sweep, "cocomix", 4, finished=True, method="cocomix")])
+    monkeypatch.setattr(watching, "_wait", lambda seconds, stop: next(steps)())
+    code, out, err = cli("compare", sweep / "cocomix", "--watch", "7", "--json")
+    assert code == 0, err
+    assert err.count(f"no run has begun yet in {sweep / 'cocomix'}: waiting for one") == 1
+    assert [run["name"] for run in json.loads(out)["runs"]] == ["cocomix"]
+    other, looks = tmp_path / "other", []
+    other.mkdir()
+    steps = iter([lambda: at(other, "b", 4, finished=True), lambda: (other / "sweep.json").write_text("{}")])
+    watch([str(done), str(other)], 5, looks.append)  # what has begun is shown meanwhile
+    assert [len(look.runs) for look in looks] == [1, 2, 2]
+    assert [look.last for look in looks] == [False, False, True]
+    later = tmp_path / "later"
+    later.mkdir()
+    monkeypatch.setattr(watching, "_wait", lambda seconds, stop: at(tmp_path, "later", 4, finished=True))
+    code, _, err = cli("compare", later, done, "--watch")
+    assert code == 0, err
+    assert {line for line in err.splitlines() if "report: " in line} == {f"report: {tmp_path}/comparison/index.html"}
+
+
+def test_signal_ends_the_wait_for_a_first_run(tmp_path, cli, monkeypatch):
+    monkeypatch.setattr(watching, "_wait", lambda seconds, stop: os.kill(os.getpid(), signal.SIGINT))
+    code, out, err = cli("compare", tmp_path, "--watch")
+    assert (code, out) == (75, "")
+    assert f"stopped: no run has begun in {tmp_path}" in err
+    assert "nowhere does not exist" in cli("compare", "nowhere", "--watch")[2]
+
+
 def test_states_say_how_far_a_run_is_and_that_nothing_comes_any_more(tmp_path):
     folder = at(tmp_path, "ntp", 2)
     assert state(load_run(folder)) == "step 500"

@@ -65,6 +65,15 @@ def test_documents_of_one_token_are_prepared_read_and_evaluated(place, works):
         # words that are no verb, recipe or setting
         (["trian", "tiny/ntp"], "No such command 'trian'. Did you mean 'train'? (see 'cocomix --help')"),
         (["train", "--jsn"], "No such option: --jsn (Possible options: --json) (see 'cocomix train --help')"),
+        (["train", "tiny/ntp", "--tokens", "100"],
+         "No such option: --tokens: settings are written tokens=100, without dashes (see 'cocomix train --help')"),
+        (["eval", "run", "--batch-windows=2"], "settings are written batch_windows=2, without dashes"),
+        ([*SAE, "-kk"], "No such option: -k: settings are written k=…, without dashes"),
+        (["train", "tiny/ntp", "--lr"], "settings are written optimizer.lr=…, without dashes"),
+        (["inspect", "The", "run"], "'run' is no setting and no YAML file with settings: write model=run"),
+        (["sae", "check", "sae", "data"], "'data' is no setting and no YAML file with settings: write data=data"),
+        (["eval", "run", "data"], "'data' is no setting and no YAML file with settings: write KEY=VALUE"),
+        (["sweep", "nope.yaml"], "nope.yaml does not exist: give a YAML file with settings"),
         (["concepts", "show"], "Missing argument 'ID' (see 'cocomix concepts show --help')"),
         ([*ON_DATA, "optimiser.lr=1"], "unknown setting 'optimiser' (did you mean 'optimizer'?)"),
         ([*ON_DATA, "model.concept_kk=1"], "unknown setting 'model.concept_kk' (did you mean 'concept_k'?)"),
@@ -104,6 +113,12 @@ def test_documents_of_one_token_are_prepared_read_and_evaluated(place, works):
         ([*STEER, "3"], "--steer '3' is no edit: write ID=x5 (scale)"),
         (["generate", "The", "model=run"], "max_new_tokens=60 exceed the model's 32 positions"),
         (["inspect", "The " * 50, "model=run"], "tokens, the model reads 32: shorten it"),
+        # devices
+        ([*ON_DATA, "device=foo"], "device=foo is not usable here (Expected one of cpu, cuda"),
+        ([*ON_DATA, "device=cuda:64"], "device=cuda:64 is not usable here ("),
+        (["eval", "run", "device=foo"], "device=foo is not usable here (Expected one of cpu, cuda"),
+        (["eval", "run", "device=cuda:64"], "device=cuda:64 is not usable here ("),
+        (["eval", "run", "tasks=piqa", "limit=1", "device=cuda:64"], "): give device=cpu"),
         # what is named is not there, or something else
         (["eval", "nowhere"], "nowhere is no run that names its dataset: give a run folder, or data=FOLDER as well"),
         (["eval", "./nowhere", "data=data"], "model=./nowhere: there is no such folder; give a model's folder"),
@@ -115,6 +130,8 @@ def test_documents_of_one_token_are_prepared_read_and_evaluated(place, works):
         ([*SAE, "teacher=nowhere.gguf", "data=data"], "teacher=nowhere.gguf: there is no such folder"),
         ([*SAE, "teacher=org/name", "data=data"], "(it cannot be reached from here): run 'hf download org/name"),
         ([*SAE, "teacher=data", "data=data"], "teacher=data holds no *.safetensors and no *.gguf"),
+        ([*SAE, "teacher=run", "data=data"], "teacher=run is a CoCoMix model: a teacher must be a plain causal model;"),
+        (["sae", "check", "sae", "teacher=run", "data=data"], "give an ntp run or a hub id"),
         (["compare", "run", "teacher"], "teacher is no run: it holds no run.json; give the folders that"),
     ],
 )  # fmt: skip
@@ -137,6 +154,30 @@ def test_damaged_weights_of_a_teacher_are_named(verb, place, refused):
     Path("teacher/model.gguf").write_bytes(b"GGUF")
     assert "teacher/model.gguf is no whole GGUF file" in refused(*words)
     assert not Path("new").exists()
+
+
+def test_a_model_s_own_code_is_never_run_nor_asked_about(place, refused, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("asked whether to run custom code"))
+    mine = {
+        "AutoTokenizer": ["mine.Tokenizer", None],
+        "AutoConfig": "mine.Config",
+        "AutoModelForCausalLM": "mine.Model",
+    }
+    for name in ("config.json", "tokenizer_config.json"):
+        file = Path("teacher") / name
+        file.write_text(json.dumps({**json.loads(file.read_text()), "auto_map": mine, "model_type": "mine",
+                                    "tokenizer_class": "Mine"}))  # fmt: skip
+    Path("teacher/mine.py").write_text("raise SystemExit(7)\n")
+    asked = [
+        ([*SAE, "teacher=teacher", "data=data"], "teacher=teacher"),
+        (["data", "prepare", "text.jsonl", "new", "tokenizer=teacher"], "tokenizer=teacher"),
+        (["eval", "teacher", "data=data"], "model=teacher"),
+        (["plan", "tiny/cocomix", "--teacher", "teacher"], "teacher=teacher"),
+        (["train", "tiny/ntp", "model.backbone=null", "model.from_backbone=teacher", "data.path=data", "run=new"],
+         "model.from_backbone=teacher"),
+    ]  # fmt: skip
+    for words, option in asked:
+        assert option in refused(*words)
 
 
 def test_tokenizer_that_cannot_be_had_is_told_and_the_mended_command_works(place, refused, works):

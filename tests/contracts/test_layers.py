@@ -14,7 +14,7 @@ import cocomix
 SOURCE = Path(cocomix.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 
-GROUND = {"errors", "config", "files", "progress", "stopping", "stages", "places", "allocator"}
+GROUND = {"errors", "config", "files", "progress", "stopping", "stages", "places", "allocator", "devices"}
 """Modules that every room may import; among themselves they form no cycle."""
 
 MAY_IMPORT: dict[str, set[str]] = {

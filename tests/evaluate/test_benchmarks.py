@@ -80,6 +80,24 @@ def test_a_finished_task_is_not_run_again_until_something_else_is_asked(run: Pat
     assert json.loads(out)["piqa[:2]"]["metrics"] != first["piqa[:2]"]["metrics"]
 
 
+def test_another_configuration_of_the_same_weights_is_another_model_and_a_copy_is_none(
+    run: Path, tmp_path: Path, cli
+) -> None:
+    words = ("tasks=piqa", "limit=2", "--json")
+    first = json.loads(cli("eval", run, *words)[1])["piqa[:2]"]
+    shutil.copytree(run, tmp_path / "copy")
+    assert "done before" in cli("eval", tmp_path / "copy", *words)[2]
+    file = run / "export" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "transformers_version": "5.0.0"}))
+    assert "done before" in cli("eval", run, *words)[2]
+    file.write_text(json.dumps({**config, "concept_k": 1}))
+    code, out, err = cli("eval", run, *words)
+    assert code == 0, err
+    assert "done before" not in err
+    assert json.loads(out)["piqa[:2]"]["metrics"] != first["metrics"]
+
+
 def test_items_that_are_cut_are_counted_and_told(run: Path, cli) -> None:
     items, _ = TASKS["lambada_openai"].items(5)
     model, tokenizer = load_any(str(run))
@@ -216,11 +234,15 @@ def test_a_task_of_the_harness_is_stopped_between_batches(
 
 def test_items_that_the_harness_cuts_are_counted_and_too_long_answers_told(run: Path, own_tasks: Path, cli) -> None:
     row = {"question": "long " * 60, "choices": ["a", "b", "c"], "answer": 0}
-    (own_tasks / "tiny_choice.jsonl").write_text(json.dumps(row) + "\n")
-    words = ("eval", run, "tasks=[tiny_choice]", f"include={own_tasks}", "--json")
+    short = {**row, "question": "It was"}
+    (own_tasks / "tiny_choice.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (row, short, row)))
+    words = ("eval", run, "tasks=[tiny_choice,tiny_rolling]", f"include={own_tasks}", "--json")
     code, out, err = cli(*words, "context=32")
     assert code == 0, err
-    assert json.loads(out)["tiny_choice"]["cut"] > 0
+    found = json.loads(out)
+    assert found["tiny_choice"]["cut"] == 2  # items, of three requests each
+    assert found["tiny_rolling"]["cut"] == 0
+    words = ("eval", run, "tasks=[tiny_choice]", f"include={own_tasks}", "--json")
     (own_tasks / "tiny_choice.jsonl").write_text(json.dumps({**row, "choices": ["a", "no " * 60, "c"]}) + "\n")
     code, _, err = cli(*words, "context=32")
     assert code == 2

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
+from tokenizers.normalizers import Lowercase
 from transformers import AutoModelForCausalLM
 
 from cocomix.data.batches import ColumnSource
+from cocomix.data.dataset import Dataset
 from cocomix.evaluate.concept_quality import concept_quality
 from cocomix.evaluate.perplexity import evaluate_documents
+from cocomix.evaluate.text_bytes import text_bytes
 from cocomix.testing.models import tiny_model
 
 
@@ -41,6 +45,32 @@ def test_loss_is_the_mean_over_every_token_of_every_document(dataset, model, con
     assert result.loss == pytest.approx(nats / tokens, abs=1e-5)
     assert result.ppl == pytest.approx(math.exp(nats / tokens), rel=1e-4)
     assert result.bits_per_byte == pytest.approx(nats / math.log(2) / split.text_bytes, rel=1e-5)
+
+
+def test_bits_a_byte_of_some_documents_are_over_their_own_bytes(dataset, model):
+    split = dataset.split("val")
+    documents = list(split.documents())
+    whole = Dataset(dataset.folder, copy.deepcopy(dataset.manifest))
+    del whole.manifest["splits"]["val"]["text_bytes"]  # nobody counted: the tokens have to say it
+    assert text_bytes(whole, "val", len(documents)) == split.text_bytes == text_bytes(dataset, "val", 10**6)
+    assert text_bytes(whole, "val", None) is None
+    parts = [text_bytes(dataset, "val", n) for n in range(len(documents) + 1)]
+    assert parts[0] == 0
+    assert parts == sorted(set(parts))
+    assert parts[-1] == split.text_bytes
+    result = evaluate_documents(model, split, 32, 2, text_bytes(dataset, "val", 2))
+    assert result.bits_per_byte == pytest.approx(result.loss * result.tokens_evaluated / math.log(2) / parts[2])
+    assert evaluate_documents(model, split, 32, 2).bits_per_byte is None
+
+
+def test_a_tokenizer_that_loses_text_says_nothing_of_its_bytes(dataset, tmp_path):
+    lossy = Dataset(tmp_path, dataset.manifest)
+    tokenizer = dataset.tokenizer()
+    tokenizer.backend_tokenizer.normalizer = Lowercase()
+    tokenizer.save_pretrained(lossy.tokenizer_folder)
+    for shard in dataset.split("val").shards:
+        (tmp_path / shard.path.name).write_bytes(shard.path.read_bytes())
+    assert text_bytes(lossy, "val", 1) is None
 
 
 def test_the_result_does_not_move_with_the_batch_size(dataset, model):

@@ -135,6 +135,7 @@ def test_metrics_count_tokens_operations_and_means(dataset, tmp_path):
     evals = read_lines(tmp_path / "run" / "evals.jsonl")
     assert [line["step"] for line in evals] == [5, 10]
     assert evals[1]["documents"] == 2
+    assert 0 < evals[1]["bits_per_byte"] < evals[0]["bits_per_byte"]
 
 
 def test_evaluation_does_not_touch_training(dataset, tmp_path):

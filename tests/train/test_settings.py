@@ -6,6 +6,7 @@ import pytest
 
 from cocomix.config import load_settings, recipes_folder
 from cocomix.errors import UserError
+from cocomix.sweep.settings import SweepSettings
 from cocomix.train.run import Run
 from cocomix.train.settings import TrainSettings
 
@@ -36,6 +37,14 @@ def test_every_recipe_is_valid(recipe):
         (["tiny/nto"], r"no recipe 'tiny/nto' \(did you mean 'tiny/ntp'\?\)"),
         (["tiny/ntp", "optimiser.lr=1"], r"unknown setting 'optimiser' \(did you mean 'optimizer'\?\)"),
         (["tiny/ntp", "model.mixr=none"], r"unknown setting 'model.mixr' \(did you mean 'mixer'\?\)"),
+        (["tiny/ntp", "lr=1e-3"], r"unknown setting 'lr' \(did you mean 'optimizer.lr'\?\)"),
+        (["tiny/ntp", "kind=muon"], r"unknown setting 'kind' \(did you mean 'optimizer.kind' or 'schedule.kind'\?\)"),
+        (["tiny/ntp", "data=data/mine"], "^data=data/mine: write data.path=data/mine$"),
+        (["tiny/ntp", "data.online=sae"], "data.online=sae: write data.online.sae=sae"),
+        (["tiny/ntp", "optimizer=muon"], "optimizer=muon: write optimizer.KEY=VALUE, one of kind, lr, muon_lr"),
+        (["tiny/ntp", "tokens=1X"], "setting 'tokens'='1X': input should be a valid integer"),
+        (["tiny/ntp", "tokens=0.0005k"], "setting 'tokens'='0.0005k': input should be a valid integer"),
+        (["tiny/ntp", "tokens=0k"], "setting 'tokens'=.*: input should be greater than or equal to 1"),
         (["tiny/ntp", "optimizer.lr=-1"], "setting 'optimizer.lr'=-1: input should be greater than 0"),
         (["tiny/ntp", "losses.concept=1"], "losses.concept needs model.mixer=concept"),
         (["tiny/cocomix"], "losses.concept needs data.labels=NAME"),
@@ -45,12 +54,33 @@ def test_every_recipe_is_valid(recipe):
 )
 def test_a_wrong_setting_is_named_with_the_mend(words, message):
     with pytest.raises(UserError, match=message):
-        load_settings(TrainSettings, [*words, "data.path=d", "run=r"])
+        load_settings(TrainSettings, ["data.path=d", "run=r", *words])
+
+
+def test_a_recipe_s_backbone_can_be_taken_back_for_a_pretrained_one():
+    words = ["tiny/ntp", "data.path=d", "run=r", "model.from_backbone=gpt2"]
+    with pytest.raises(UserError, match=r"leave model\.backbone out, where a recipe sets it add model\.backbone=null"):
+        load_settings(TrainSettings, words)
+    model = load_settings(TrainSettings, [*words, "model.backbone=null"]).model
+    assert (model.from_backbone, model.backbone) == ("gpt2", {"model_type": "gpt2"})
+
+
+def test_a_misspelt_key_of_a_sweep_s_row_is_told_with_those_that_are_known():
+    rows = {"a": {"recipe": "tiny/ntp", "labls": "b"}}
+    with pytest.raises(UserError, match=r"'runs.a.labls' \(did you mean 'labels'\?\); known here: recipe, set, labels"):
+        load_settings(SweepSettings, [], folder="f", data="d", runs=rows)
 
 
 def test_missing_settings_are_told_all_at_once():
-    with pytest.raises(UserError, match=r"'run' is missing.*'data' is missing"):
+    with pytest.raises(UserError, match=r"'run' is missing: add run=…; setting 'data.path' is missing: add data.path="):
         load_settings(TrainSettings, ["tiny/ntp"])
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("1e6", 10**6), ("1M", 10**6), ("2.5k", 2500), ("1B", 10**9), ("1_000", 1000), ("5", 5)]
+)
+def test_a_budget_may_be_written_short(text, tokens):
+    assert load_settings(TrainSettings, ["tiny/ntp", "data.path=d", "run=r", f"tokens={text}"]).tokens == tokens
 
 
 @pytest.mark.parametrize(
@@ -63,7 +93,7 @@ def test_missing_settings_are_told_all_at_once():
         (["model.backbone.n_layers=5"], "model.backbone.n_layers is no setting of gpt2 in transformers"),
         (["model.backbone.model_type=bert"], "backbone model_type='bert' has no adapter; known: gemma3_text, gpt2"),
         (["model.backbone.vocab_size=7"], "model.backbone.vocab_size=7 is smaller than the dataset's"),
-        (["device=gpu"], "device='gpu' is no device"),
+        (["device=gpu"], r"device=gpu is not usable here \(Expected one of cpu, .*\): give device=cpu"),
     ],
 )
 def test_a_model_that_cannot_be_built_is_one_sentence(dataset, tmp_path, words, message):

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from cocomix.concepts.extract import extract_probabilities
+from cocomix.compare.comparison import compare
+from cocomix.compare.runs import load_run
+from cocomix.concepts.extract import extract, extract_probabilities
 from cocomix.concepts.probabilities import PROBS, TOKENS, Probabilities
-from cocomix.concepts.settings import ProbabilitySettings
+from cocomix.concepts.settings import ExtractSettings, ProbabilitySettings
 from cocomix.concepts.teacher import load_teacher
 from cocomix.config import load_settings
 from cocomix.errors import UserError
 from cocomix.files import read_json
-from cocomix.testing.teachers import tiny_teacher
+from cocomix.testing.teachers import tiny_sae, tiny_teacher
 from cocomix.train.checkpoint import checkpoint_folders, read_tensors
 from cocomix.train.metrics import read_lines
 from cocomix.train.run import Run
@@ -73,6 +75,28 @@ def test_a_run_pays_for_the_teacher_and_says_which(dataset, cached, tmp_path):
     assert record["of"]["k"] == 5
     assert result["evaluation"]["flops"]["teacher"] == pytest.approx(3 * 4 * dataset.window * record["flops_per_token"])
     assert all(value > 0 for value in losses(tmp_path / "kd", "distill"))
+
+
+def test_labels_that_only_say_how_many_concepts_there_are_cost_the_run_nothing(dataset, teacher, tmp_path):
+    """Mixing without concept prediction: the same labels, not read by any loss."""
+    sae = tiny_sae(tmp_path / "sae", teacher, dataset)
+    extract(ExtractSettings(data=str(dataset.folder), sae=str(sae), name="counted"))
+    mixer = ["model.mixer=concept", "model.concept_k=8", "model.insert_at=1", "data.labels=counted", "steps=2"]
+    go(dataset, tmp_path / "ntp", "method=ntp", "steps=2")
+    go(dataset, tmp_path / "cocomix", "method=cocomix", *mixer, "losses={ntp: 1, concept: 0.1}")
+    go(dataset, tmp_path / "alone", "method=mixing_alone", *mixer, "losses={ntp: 1, concept: 0}")
+    reads, alone = (read_json(tmp_path / name / "run.json", "a run")["labels"] for name in ("cocomix", "alone"))
+    assert (alone["fingerprint"], alone["of"]) == (reads["fingerprint"], reads["of"])
+    assert (alone["flops_per_token"], alone["seconds_per_token"]) == (0, 0)
+    assert alone["upstream"] == {part: {"flops": 0, "seconds": 0} for part in ("teacher", "sae")}
+    assert reads["flops_per_token"] > 0
+    assert reads["upstream"]["sae"]["flops"] > 0
+    go(dataset, tmp_path / "alone", "method=mixing_alone", *mixer, "losses={ntp: 1, concept: 0}")  # it resumes
+    pairs = compare([load_run(tmp_path / name) for name in ("ntp", "cocomix", "alone")]).pairs
+    assert [(pair.candidate, pair.shared_by, pair.has_teacher) for pair in pairs] == [
+        ("cocomix", 1, True),
+        ("mixing_alone", 1, False),
+    ]
 
 
 def test_a_teacher_asked_while_training_gives_what_the_cache_holds(dataset, teacher, cached, tmp_path):

@@ -41,7 +41,7 @@ def run(words: Sequence[str] | None = None) -> int:
         with explained("the output"):
             code = app(args=None if words is None else list(words), prog_name="cocomix", standalone_mode=False)
     except UsageError as error:
-        tell(told(error))
+        tell(told(error, sys.argv[1:] if words is None else words))
         return 2
     except UserError as error:
         rank = getattr(error, "rank", 0)  # one that was met by this rank alone, see dist/world.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -17,13 +18,37 @@ UsageError: Any = typer.BadParameter.__base__
 """A wrong command line. Typer carries its own copy of click and names only this subclass of it."""
 
 
-def told(error: Any) -> str:
-    """A wrong command line as one sentence; a group without a verb gets its help."""
-    message = error.format_message()
+def told(error: Any, words: Sequence[str]) -> str:
+    """What is wrong with the command line ``words`` as one sentence; a group without a verb gets its help."""
+    message = error.format_message() + _setting_meant(error, words)
     if type(error).__name__ == "NoArgsIsHelpError":
         return str(message)
     verb = error.ctx.command_path if error.ctx else NAME
     return f"error: {' '.join(message.split()).rstrip('.')} (see '{verb} --help')"
+
+
+def _setting_meant(error: Any, words: Sequence[str]) -> str:
+    """What to write instead of an unknown option that is a setting of the verb; empty where it is none."""
+    epilog = getattr(error.ctx.command, "epilog", None) if error.ctx else None
+    if type(error).__name__ != "NoSuchOption" or not epilog:
+        return ""
+    option = error.option_name
+    name, keys = option.lstrip("-").replace("-", "_"), [key for key, _, _ in _rows(epilog)]
+    meant = [key for key in keys if key == name] or [key for key in keys if key.rpartition(".")[2] == name]
+    if not meant:
+        return ""
+    given = dict(zip(words, [*words[1:], "…"], strict=True))  # --lr 1e-3
+    given |= {word.partition("=")[0]: word.partition("=")[2] for word in words if "=" in word}  # --lr=1e-3
+    value = given.get(option, "…")
+    return f": settings are written {meant[0]}={'…' if value.startswith('-') else value}, without dashes"
+
+
+def _rows(epilog: str) -> list[tuple[str, str, str]]:
+    """The settings that a verb's epilog names."""
+    from cocomix.config import describe
+
+    _, module, name = epilog.split(":")
+    return describe(getattr(importlib.import_module(module), name))
 
 
 class Verb(typer.core.TyperCommand):
@@ -42,10 +67,7 @@ class Verb(typer.core.TyperCommand):
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         if self.epilog and self.epilog.startswith("settings:"):
-            _, module, name = self.epilog.split(":")
-            from cocomix.config import describe
-
-            rows = describe(getattr(importlib.import_module(module), name))
+            rows = _rows(self.epilog)
             width = max(len(key) for key, _, _ in rows)
             lines = [f"  {key:<{width}}  {meaning}  [{default}]" for key, default, meaning in rows]
             formatter.write("\nSettings (key=value, or in a recipe):\n" + "\n".join(lines) + "\n")

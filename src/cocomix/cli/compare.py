@@ -49,7 +49,7 @@ def compare(words: RunsAndSettings = None, watch: Watch = False, as_json: Json =
     Example: cocomix compare runs/* format=latex
 
     With --watch the page is rebuilt, and reloads itself, whenever a run has been evaluated, and a line a run is
-    printed at every look.
+    printed at every look. Of a folder that is there the first run is waited for.
 
     Example: cocomix compare runs/* --watch 10
     """
@@ -116,10 +116,13 @@ def _is_seconds(word: str) -> bool:
 
 
 def _out(settings: CompareSettings, folders: list[str]) -> Path:
-    """Where the report goes: beside the first run that was given, or into the folder of runs that was given."""
+    """Where the report goes: beside the first run that was given, or into the folder of runs that was given; what is
+    waited for does not count."""
     if settings.out is not None:
         return settings.out
-    first = Path(folders[0]).resolve()
+    from cocomix.compare.watch import is_awaited
+
+    first = next(folder for folder in map(Path, folders) if not is_awaited(folder)).resolve()
     return (first.parent if (first / "run.json").is_file() else first) / "comparison"
 
 

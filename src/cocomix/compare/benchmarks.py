@@ -26,8 +26,8 @@ def scores(run: Run) -> dict[str, Score]:
     """The run's accuracies by ``task metric``.
 
     Read are the layout of ``cocomix eval`` (``{task: {"metrics": {metric: {"value", "stderr"}}}}``) and flat ones
-    (``{task: {"acc", "acc_stderr"}}``), lm-evaluation-harness' ``acc,none`` among them. Raises :class:`UserError` for a
-    task that is neither.
+    (``{task: {"acc", "acc_stderr"}}``), lm-evaluation-harness' ``acc,none`` among them; another filter than
+    ``none`` is part of the name. Raises :class:`UserError` for a task that is neither.
     """
     found = {}
     for task, result in run.benchmarks.items():
@@ -50,8 +50,12 @@ def _metrics(result: Mapping[str, Any]) -> dict[str, Score]:
             if isinstance(value, dict)
         }
     else:
-        flat = {key.partition(",")[0]: value for key, value in result.items()}  # "acc,none": metric and filter
-        pairs = {name: (value, flat.get(f"{name}_stderr")) for name, value in flat.items() if "_stderr" not in name}
+        pairs = {}
+        for key, value in result.items():
+            name, comma, kind = key.partition(",")  # "acc,none": metric and filter
+            if not name.endswith("_stderr"):
+                label = name if kind in ("", "none") else f"{name} ({kind})"
+                pairs[label] = (value, result.get(f"{name}_stderr{comma}{kind}"))
     return {name: Score(n, _number(e)) for name, (v, e) in pairs.items() if (n := _number(v)) is not None}
 
 

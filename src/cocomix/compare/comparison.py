@@ -16,6 +16,13 @@ from cocomix.compare.wording import count, share
 from cocomix.errors import UserError, near_name
 
 DEFAULT_BASELINE = "ntp"
+MACHINE = {
+    "device": "on different devices",
+    "processor": "on different processors",
+    "threads": "with different numbers of threads",
+    "ranks": "on different numbers of ranks",
+}
+"""What seconds depend on besides the method, and how it is told that it differs."""
 PARAMETERS_APART = 0.02
 """Active parameters that differ by more than this share are pointed out."""
 
@@ -68,12 +75,12 @@ def compare(runs: Sequence[Run], baseline: str | None = None, upstream_shared_by
     _refuse_twice(runs)
     _refuse_difference(runs)
     names, groups = _names(runs), _groups(runs)
-    sharing = Counter(run.manifest.labels.fingerprint for run in runs if run.manifest.labels)
+    sharing = Counter(run.manifest.labels.fingerprint for run in runs if run.manifest.labels and run.pays_teacher)
 
     def shared_by(run: Run) -> int:
         if upstream_shared_by is not None:
             return upstream_shared_by
-        return sharing[run.manifest.labels.fingerprint] if run.manifest.labels else 1
+        return sharing[run.manifest.labels.fingerprint] if run.manifest.labels and run.pays_teacher else 1
 
     base = _baseline(runs, names, groups, baseline)
     entries = [
@@ -115,15 +122,29 @@ def _pair(theirs: Sequence[Entry], ours: Sequence[Entry], shared_by: int) -> Pai
             f"({count(active[1])} against {count(active[0])})."
         )
     notes += [note for couple in couples for entry in couple if (note := _past_best(entry))]
+    notes += _other_machines(couples)
     return Pair(
         baseline=base,
         candidate=group,
         by_seed=tuple(seed_pair(c.run.seed, b.curve, c.curve) for b, c in couples if b.curve and c.curve),
         shared_by=shared_by,
-        has_teacher=couples[0][1].run.manifest.labels is not None
-        or any(e.flops.teacher > 0 for e in couples[0][1].run.evaluations),
+        has_teacher=couples[0][1].run.pays_teacher,
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _other_machines(couples: Sequence[tuple[Entry, Entry]]) -> list[str]:
+    """A sentence for each thing that seconds depend on and in which two paired runs differ."""
+    found: dict[str, str] = {}
+    for base, ours in couples:
+        for name, words in MACHINE.items():
+            values = [getattr(entry.run.environment, name) for entry in (ours, base)]
+            if None not in values and values[0] != values[1]:
+                found[name] = (
+                    f"{ours.group} and {base.group} were trained {words} ({values[0]} and "
+                    f"{values[1]}): their seconds do not compare."
+                )
+    return list(found.values())
 
 
 def _past_best(entry: Entry) -> str | None:

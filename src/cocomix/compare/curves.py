@@ -141,9 +141,10 @@ def parts(run: Run, kind: Literal["flops", "seconds"]) -> Parts | None:
 def upstream(run: Run, kind: Literal["flops", "seconds"]) -> tuple[float | None, float | None]:
     """The full training cost of teacher and SAE behind the run; 0 without a teacher, None: not known."""
     labels = run.manifest.labels
+    if not run.pays_teacher:
+        return 0.0, 0.0
     if labels is None:
-        has_teacher = run.last is not None and run.last.flops.teacher > 0
-        return (None, 0.0) if has_teacher else (0.0, 0.0)
+        return None, 0.0
 
     def part(cost: Cost | None) -> float | None:
         return None if cost is None else getattr(cost, kind)

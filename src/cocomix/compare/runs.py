@@ -113,6 +113,15 @@ class Evaluation(Progress):
     """Hash over the documents' ids and the context."""
 
 
+class Environment(Record):
+    """``environment.json``: what a run's seconds were measured on; None where nobody wrote it down."""
+
+    device: str | None = None
+    processor: str | None = None
+    threads: int | None = None
+    ranks: int | None = None
+
+
 @dataclass(frozen=True)
 class Run:
     """One training run, finished or not."""
@@ -125,6 +134,7 @@ class Run:
     """The last line of the metrics; None before the first."""
     benchmarks: dict[str, Any]
     """What ``benchmarks.json`` in the run folder holds, empty without one."""
+    environment: Environment
 
     @property
     def name(self) -> str:
@@ -145,6 +155,11 @@ class Run:
     def last(self) -> Evaluation | None:
         """The last evaluation: the final one when the run is finished."""
         return self.evaluations[-1] if self.evaluations else None
+
+    @property
+    def pays_teacher(self) -> bool:
+        """Whether its losses read what a teacher said; labels may be there only to say how many concepts there are."""
+        return any(evaluation.flops.teacher > 0 for evaluation in self.evaluations)
 
     @property
     def comparable(self) -> bool:
@@ -169,13 +184,15 @@ def load_run(folder: Path | str) -> Run:
     values = read_json(folder / "run.json", "a run's description")
     if values.get("format") != FORMAT:
         raise UserError(f"{folder / 'run.json'} has format {values.get('format')}, this version reads {FORMAT}")
-    benchmarks = folder / "benchmarks.json"
+    benchmarks, environment = folder / "benchmarks.json", folder / "environment.json"
+    there = read_json(environment, "a run's environment") if environment.is_file() else {}
     return Run(
         folder=folder,
         manifest=_parsed(Manifest, values, str(folder / "run.json")),
         evaluations=tuple(_read_lines(folder / "evals.jsonl", Evaluation)),
         progress=_last_line(folder / "metrics.jsonl", Progress),
         benchmarks=read_json(benchmarks, "a run's benchmarks") if benchmarks.is_file() else {},
+        environment=_parsed(Environment, there, str(environment)),
     )
 
 

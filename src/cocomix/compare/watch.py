@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from pathlib import Path
 from cocomix.compare.runs import Run, load_run
 from cocomix.errors import UserError
 from cocomix.progress import say
-from cocomix.stopping import StopRequest
+from cocomix.stopping import Stopped, StopRequest
 
 QUIET_SECONDS = 300.0
 """A run that has written nothing for so long is called quiet: it may have been stopped or killed."""
 SLICE_SECONDS = 0.2
+PART = re.compile(r"sweep-(\d+)-(\d+)\.json")
+"""What part I of N of a sweep writes at its end."""
 
 
 def run_folders(folders: Sequence[str]) -> list[Path]:
@@ -41,10 +44,26 @@ def _runs_in(folder: Path) -> list[Path]:
 def is_over(folders: Sequence[str], runs: Sequence[Run]) -> bool:
     """Whether nothing will come any more: all runs are finished, and so are the sweeps whose folders were given.
 
-    A folder of runs may get further ones until its sweep has written its ``sweep.json``.
+    A folder of runs may get further ones until its sweep has written its ``sweep.json``, or each of N parts its
+    ``sweep-I-N.json``.
     """
     growing = [Path(f) for f in folders if not (Path(f) / "run.json").is_file() and _runs_in(Path(f))]
-    return all(run.manifest.finished for run in runs) and all(any(f.glob("sweep*.json")) for f in growing)
+    return all(run.manifest.finished for run in runs) and all(map(_swept, growing))
+
+
+def _swept(folder: Path) -> bool:
+    """Whether the sweep of a folder of runs, or each of its parts, is over."""
+    done: dict[int, set[int]] = {}
+    for file in folder.glob("sweep-*-*.json"):
+        if found := PART.fullmatch(file.name):
+            done.setdefault(int(found[2]), set()).add(int(found[1]))
+    return (folder / "sweep.json").is_file() or any(parts >= set(range(1, n + 1)) for n, parts in done.items())
+
+
+def is_awaited(folder: Path) -> bool:
+    """Whether a folder is there in which no run has begun yet."""
+    known = any((folder / name).is_file() for name in ("run.json", "summary.json"))
+    return folder.is_dir() and not known and not _runs_in(folder)
 
 
 @dataclass(frozen=True)
@@ -60,17 +79,29 @@ class Look:
 
 def watch(folders: Sequence[str], seconds: int | float, show: Callable[[Look], None]) -> Look:
     """Calls ``show`` with a look at the runs now and then every ``seconds``, until all are finished or a signal asks to
-    stop (Ctrl-C); then once more with ``last`` set, and returns that look.
+    stop (Ctrl-C); then once more with ``last`` set, and returns that look. Of a folder that is there the first run is
+    waited for.
 
-    Raises :class:`UserError` as reading and comparing the runs does.
+    Raises :class:`UserError` as reading and comparing the runs does, and :class:`Stopped` when a signal asked to stop
+    before a run had begun.
     """
     if seconds < 1:
         raise UserError(f"--watch {seconds:g}: looks are a second apart at least, give 1 or more")
     before: object = None
+    said = False
     with StopRequest() as stop:
         while True:
-            runs = [load_run(folder) for folder in run_folders(folders)]
-            over = is_over(folders, runs) or stop.requested
+            awaited = [folder for folder in folders if is_awaited(Path(folder))]
+            runs = [load_run(folder) for folder in run_folders([f for f in folders if f not in awaited])]
+            if awaited and not said:
+                said = True
+                say(f"no run has begun yet in {', '.join(awaited)}: waiting for one")
+            if awaited and not runs:
+                if stop.requested:
+                    raise Stopped(f"no run has begun in {', '.join(awaited)}")
+                _wait(seconds, stop)
+                continue
+            over = (not awaited and is_over(folders, runs)) or stop.requested
             now = [(run.folder, run.manifest, run.evaluations, run.benchmarks) for run in runs]
             look = Look(runs, now != before, over)
             show(look)

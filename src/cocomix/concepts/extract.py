@@ -18,9 +18,10 @@ from cocomix.concepts.labels import Labels
 from cocomix.concepts.pair import Names, named
 from cocomix.concepts.probabilities import Probabilities, ProbabilityMaker
 from cocomix.concepts.settings import ExtractSettings, ProbabilitySettings
-from cocomix.concepts.teacher import load_teacher, pick_device
+from cocomix.concepts.teacher import load_teacher
 from cocomix.concepts.units import UNITS, Layout, State, cut
 from cocomix.data.dataset import Dataset
+from cocomix.devices import pick_device
 from cocomix.dist.world import current
 from cocomix.errors import UserError, explained
 from cocomix.files import write_json

@@ -8,9 +8,10 @@ from typing import Any
 from cocomix.concepts.load_sae import sae_fingerprint
 from cocomix.concepts.pair import Names
 from cocomix.concepts.settings import AttributionSettings, LabellingSettings, TeacherSettings
-from cocomix.concepts.teacher import pick_device, pick_dtype
+from cocomix.concepts.teacher import pick_dtype
 from cocomix.concepts.teacher_files import find_teacher
 from cocomix.data.dataset import Dataset
+from cocomix.devices import pick_device
 from cocomix.errors import UserError
 
 

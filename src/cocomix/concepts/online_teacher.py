@@ -16,8 +16,9 @@ from cocomix.concepts.identity import probability_identity
 from cocomix.concepts.labelling import teacher_cost
 from cocomix.concepts.probabilities import PROBS, TOKENS
 from cocomix.concepts.settings import OnlineTeacherSettings
-from cocomix.concepts.teacher import Teacher, load_teacher, pick_device, pick_dtype
+from cocomix.concepts.teacher import Teacher, load_teacher, pick_dtype
 from cocomix.data.dataset import Dataset, Split
+from cocomix.devices import pick_device
 from cocomix.errors import UserError
 from cocomix.files import sha256_json
 

@@ -14,9 +14,10 @@ from cocomix.concepts.labels import Labels
 from cocomix.concepts.load_sae import check_folder, load_sae
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.settings import Dtype, ExtractSettings
-from cocomix.concepts.teacher import Teacher, load_teacher, pick_device, pick_dtype
+from cocomix.concepts.teacher import Teacher, load_teacher, pick_dtype
 from cocomix.concepts.teacher_files import training_record
 from cocomix.data.dataset import Dataset
+from cocomix.devices import pick_device
 from cocomix.errors import UserError
 
 

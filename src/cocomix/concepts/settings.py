@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from cocomix.config import Settings
+from cocomix.config import Count, Settings
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -141,7 +141,7 @@ class SaeTrainSettings(TeacherSettings):
     out: str = Field(description="the folder to write")
     latents: int = Field(2048, ge=1, description="size C of the dictionary")
     k: int = Field(16, ge=1, description="active latents a token")
-    tokens: int = Field(2_000_000, ge=1, description="activations to train on; passes over the data as needed")
+    tokens: Count = Field(2_000_000, ge=1, description="activations to train on; passes over the data as needed")
     batch_tokens: int = Field(512, ge=1, description="activations of a training step")
     lr: float | None = Field(
         None, gt=0, description="Adam's learning rate; none: 4e-3 at 1024 latents, falling with their square root"
@@ -188,7 +188,7 @@ class SaeCheckSettings(TeacherSettings):
     )
     block: int | None = Field(None, ge=0, description="the teacher's block; none: what the SAE was trained on")
     window: int | None = Field(None, ge=1, description="tokens of a window; none: the dataset's")
-    tokens: int = Field(100_000, ge=1, description="tokens to look at, at most")
+    tokens: Count = Field(100_000, ge=1, description="tokens to look at, at most")
     batch_windows: int = Field(8, ge=1, description="windows that go through the teacher at once")
 
 
@@ -235,7 +235,7 @@ class AtlasSettings(RunLabelsSettings):
 
     teacher: str | None = Field(None, description="the teacher, where it has moved since the extraction")
     sae: str | None = Field(None, description="the SAE's folder, where it has moved since the extraction")
-    tokens: int = Field(10_000_000, ge=1, description="labelled tokens to read, at most")
+    tokens: Count = Field(10_000_000, ge=1, description="labelled tokens to read, at most")
     contexts: int = Field(8, ge=1, le=1000, description="strongest contexts to keep of each concept")
     random_contexts: int = Field(
         8, ge=1, le=1000, description="contexts to draw of each concept, all its places alike likely"

@@ -253,18 +253,6 @@ def find_blocks(model: Any) -> nn.ModuleList:
     raise UserError(f"a teacher of type {model.config.model_type} is not supported: its blocks are in no list")
 
 
-def pick_device(device: str) -> torch.device:
-    """The torch device for a setting."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={device} is not usable here ({first_line(error)}): give device=cpu") from error
-    return found
-
-
 def pick_dtype(dtype: str, device: torch.device) -> str:
     """``float32`` or ``bfloat16`` for a setting: many CPUs are very slow in bfloat16."""
     return dtype if dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
@@ -318,7 +306,14 @@ def _load(files: TeacherFiles, name: str, dtype: str) -> Any:
 def _check_tokenizer(files: TeacherFiles, name: str, dataset: Dataset) -> None:
     if files.gguf is None and not any((files.folder / file).is_file() for file in TOKENIZER_FILES):
         return  # weights alone: only the size of the vocabulary can be compared
-    found = tokenizer_hash(tokenizer_in(files.gguf or files.folder, f"teacher={name}"))
+    try:
+        found = tokenizer_hash(tokenizer_in(files.gguf or files.folder, f"teacher={name}"))
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises what its many parts raise
+        raise UserError(
+            f"teacher={name}: its tokenizer cannot be read ({first_line(error)}): save it again with save_pretrained"
+        ) from error
     if found != dataset.tokenizer_hash:
         raise UserError(
             f"teacher={name} has another tokenizer than the dataset {dataset.folder}: prepare the data with "

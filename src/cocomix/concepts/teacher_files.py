@@ -13,6 +13,8 @@ from cocomix.files import read_json, sha256_file, sha256_json
 from cocomix.places import model_place
 
 DOWNLOADED = ["*.safetensors", "*.json", "*.model", "*.txt"]
+COCOMIX = "cocomix"
+"""What a configuration calls a network with a mixer."""
 PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -58,13 +60,15 @@ def find_teacher(name: str) -> TeacherFiles:
     """The files of the teacher ``name``: a folder, the export of a run's folder, a GGUF file or a folder with one, or
     a hub repository, downloaded where it is not yet.
 
-    Raises :class:`UserError` when there is no such thing, or it holds no weights that are loaded here.
+    Raises :class:`UserError` when there is no such thing, it holds no weights that are loaded here, or it is one of
+    our own models with a mixer.
     """
     path = model_place(name, f"teacher={name}") or _downloaded(name)
     if path.is_file():
         return TeacherFiles(path.parent, find_gguf(path, f"teacher={name}"))
     files = TeacherFiles(path, None if any(path.glob("*.safetensors")) else find_gguf(path, f"teacher={name}"))
     if files.weights:
+        _refuse_cocomix(files, name)
         return files
     pickled = sorted(file.name for pattern in PICKLED for file in path.glob(pattern))
     if pickled:
@@ -73,6 +77,15 @@ def find_teacher(name: str) -> TeacherFiles:
             "loaded, so they are not; save the model again with save_pretrained"
         )
     raise UserError(f"teacher={path} holds no *.safetensors and no *{GGUF}: give the folder of a model's weights")
+
+
+def _refuse_cocomix(files: TeacherFiles, name: str) -> None:
+    path = files.folder / "config.json"
+    config = read_json(path, "a model's configuration") if files.gguf is None and path.is_file() else {}
+    if config.get("model_type") == COCOMIX:
+        raise UserError(
+            f"teacher={name} is a CoCoMix model: a teacher must be a plain causal model; give an ntp run or a hub id"
+        )
 
 
 def _downloaded(name: str) -> Path:

@@ -22,8 +22,9 @@ from cocomix.concepts.pair import measure_fit
 from cocomix.concepts.sae_saelens import SAELENS_CONFIG, SAELENS_WEIGHTS
 from cocomix.concepts.settings import SaeTrainSettings
 from cocomix.concepts.shared_activations import ActivationHelper, Open, SharedBatches
-from cocomix.concepts.teacher import Teacher, load_teacher, pick_device, pick_dtype
+from cocomix.concepts.teacher import Teacher, load_teacher, pick_dtype
 from cocomix.data.dataset import Dataset
+from cocomix.devices import pick_device
 from cocomix.dist.lead import Crew, led
 from cocomix.errors import UserError, explained
 from cocomix.files import TEMPORARY_SUFFIX, read_json, sync_folder, write_json, write_text

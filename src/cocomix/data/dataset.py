@@ -149,7 +149,7 @@ class Dataset:
         """The tokenizer that made the tokens."""
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(str(self.tokenizer_folder))
+        return AutoTokenizer.from_pretrained(str(self.tokenizer_folder), trust_remote_code=False)
 
     def verify(self) -> list[str]:
         """Re-hashes every shard; one sentence for each that is not what was written (more: verify.py)."""

@@ -100,9 +100,9 @@ def tokenizer_in(path: Path, option: str) -> PreTrainedTokenizerBase:
     beside = any((folder / file).is_file() for file in TOKENIZER_FILES)
     gguf = None if beside else find_gguf(path, option)
     if gguf is None:
-        return AutoTokenizer.from_pretrained(str(folder))
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     quantisation(gguf)  # says plainly what is wrong with a damaged file
-    return AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    return AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False)
 
 
 def _from_path(path: Path, name: str) -> PreTrainedTokenizerBase:
@@ -124,10 +124,10 @@ def _from_hub(name: str) -> PreTrainedTokenizerBase:
 
     try:
         try:
-            return AutoTokenizer.from_pretrained(name, local_files_only=True)
+            return AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError):
             HfApi().model_info(name, timeout=20)  # without it, no network means a minute of retries
-            return AutoTokenizer.from_pretrained(name)
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the hub's client raises its own errors, its HTTP library's and plain ValueErrors
         raise hub_error("tokenizer", name, error) from error
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cocomix.devices import pick_device
 from cocomix.errors import UserError
 from cocomix.evaluate.asked import Asked, OwnTask, Scoring
 from cocomix.evaluate.harness import harness_tasks
@@ -63,15 +64,17 @@ def run_benchmarks(settings: EvalSettings) -> dict[str, Any]:
     """The results of all tasks asked for, by name (``hellaswag``; of the first N items alone ``hellaswag[:N]``).
 
     A result holds ``metrics`` (name → value, standard error, unit), ``items`` asked ``of`` how many, how many of them
-    were ``cut`` to ``context`` tokens, ``seconds``, ``source`` and ``model`` (a hash of its weights). A task that is in
-    the file with the same model, items and context is not run again. Raises :class:`UserError` for mistakes, and
-    :class:`Stopped` when a signal asked to stop: the tasks finished before are in the file.
+    were ``cut`` to ``context`` tokens, ``seconds``, ``source`` and ``model`` (a hash of its weights,
+    configuration and tokenizer). A task that is in the file with the same model, items and context is not run again.
+    Raises :class:`UserError` for mistakes, and :class:`Stopped` when a signal asked to stop: the tasks finished before
+    are in the file.
     """
+    device = pick_device(settings.device)
     file = results_file(settings)
     tasks = find_tasks(settings)
     model, tokenizer = load_any(settings.model, "cpu")
     fingerprint = model_fingerprint(model, tokenizer)
-    model = model.to(settings.device)
+    model = model.to(device)
     limit = longest_context(model, tokenizer)
     if settings.context is not None and settings.context > limit:
         raise UserError(

@@ -86,7 +86,7 @@ class HarnessTask(Asked):
                 bootstrap_iters=BOOTSTRAPS,
                 log_samples=False,
             )
-        return Outcome(_metrics(found["results"][plain]), scorer.cut)
+        return Outcome(_metrics(found["results"][plain]), len(scorer.cut))
 
 
 def harness_tasks(name: str, limit: int | None, include: str | None) -> list[HarnessTask]:
@@ -168,20 +168,34 @@ def quiet_harness() -> Iterator[None]:
 
 
 def _scorer(model: Any, tokenizer: Any, scoring: Scoring, name: str) -> Any:
-    """The harness's own scorer, which counts what it cuts and can be stopped between batches."""
+    """The harness's own scorer, which notes the items that it cuts and can be stopped between batches."""
     from lm_eval.models.huggingface import HFLM
 
     class Scorer(HFLM):
-        cut = 0
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.cut: set[int] = set()
+            """Items of which something was cut; whole texts come in pieces that fit."""
+            self._asked: list[int] = []
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            self._asked = [request.doc_id for request in requests]
+            found = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+            self._asked = []
+            return found
 
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
-            for _, before, behind in requests:
+            for _, _, behind in requests:
                 if len(behind) > self.max_length:
                     raise UserError(
                         f"tasks={name}: an answer of {len(behind)} tokens is longer than context={self.max_length}, "
                         "and lm-eval does not score it in parts: choose another task, or a model with a longer context"
                     )
-                self.cut += len(before) + len(behind) > self.max_length + 1
+            self.cut |= {
+                item
+                for item, (_, before, behind) in zip(self._asked, requests, strict=False)
+                if len(before) + len(behind) > self.max_length + 1
+            }
             return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
         def _model_call(self, *args: Any, **kwargs: Any) -> Any:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM
 
 from cocomix.data.gguf import find_gguf, quantisation
 from cocomix.data.tokenizer import tokenizer_hash, tokenizer_in
+from cocomix.devices import pick_device
+from cocomix.files import sha256_json
 from cocomix.model.load import load_model
+
+OF_A_COPY = ("_name_or_path", "_commit_hash", "transformers_version")
+"""Entries of a configuration that differ between copies of one model."""
 
 
 def load_any(where: str, device: str = "cpu") -> tuple[Any, Any]:
@@ -28,13 +33,24 @@ def load_any(where: str, device: str = "cpu") -> tuple[Any, Any]:
         return load_model(where, device)
     quantisation(gguf)  # says plainly what is wrong with a damaged file
     model: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
-    return model.to(device).eval(), tokenizer_in(gguf, option)
+    return model.to(pick_device(device)).eval(), tokenizer_in(gguf, option)
 
 
-def model_fingerprint(model: nn.Module, tokenizer: Any) -> str:
-    """Hash over names, types and values of the weights, and over the tokenizer: what decides a model's scores."""
+def model_fingerprint(model: Any, tokenizer: Any) -> str:
+    """Hash over the configuration, over names, types and values of the weights, and over the tokenizer: what decides a
+    model's scores."""
     digest = hashlib.sha256(tokenizer_hash(tokenizer).encode())
+    digest.update(sha256_json(_of_the_network(json.loads(model.config.to_json_string(use_diff=False)))).encode())
     for name, weight in sorted(model.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
         digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def _of_the_network(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration, and those inside it, without where it was read from and which version wrote it."""
+    return {
+        key: _of_the_network(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in OF_A_COPY
+    }

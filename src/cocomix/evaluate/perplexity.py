@@ -46,12 +46,14 @@ def evaluate_documents(
     split: Split,
     context: int,
     limit: int | None = None,
+    text_bytes: int | None = None,
     batch_windows: int = 16,
     advance: Callable[[int], None] = lambda tokens: None,
     world: World | None = None,
 ) -> Perplexity:
     """Perplexity of ``model`` on the first ``limit`` (or all) documents of a split.
 
+    ``text_bytes`` are those of these documents, where they are known (text_bytes.py); without a limit the split's own.
     Every token of a document, its first and its end included, is predicted once: the first from an end-of-text id.
     The ranks of ``world`` share the batches; all get the whole result, the same for any number of ranks.
     The mode of the model is restored afterwards; no random number is drawn. ``advance`` hears of tokens done.
@@ -86,7 +88,8 @@ def evaluate_documents(
         model.train(was_training)
     nats = sum(sum(column) for column in zip(*world.table(by_batch), strict=True))
     loss = nats / max(tokens, 1)
-    text_bytes = split.text_bytes if limit is None else None
+    if limit is None:
+        text_bytes = split.text_bytes
     return Perplexity(
         loss=loss,
         ppl=math.exp(min(loss, 700.0)),

@@ -34,7 +34,7 @@ class EvalSettings(Settings):
     context: int | None = Field(
         None, ge=2, description="longest context in tokens; none: the dataset's window, for tasks what the model holds"
     )
-    device: str = Field("cpu", description="cpu, cuda, …")
+    device: str = Field("auto", description="cpu, cuda, …; auto: cuda where there is one")
 
     @field_validator("tasks", mode="before")
     @classmethod

@@ -11,6 +11,7 @@ from cocomix.data.tokenizer import tokenizer_hash
 from cocomix.errors import UserError
 from cocomix.evaluate.perplexity import Perplexity, evaluate_documents
 from cocomix.evaluate.settings import EvalSettings
+from cocomix.evaluate.text_bytes import text_bytes
 from cocomix.model.load import load_model
 from cocomix.progress import progress
 
@@ -41,5 +42,11 @@ def evaluate(settings: EvalSettings) -> Perplexity:
     total = None if settings.documents else split.tokens
     with progress(f"evaluating on {settings.split}", total) as bar:
         return evaluate_documents(
-            model, split, context, settings.documents, settings.batch_windows, advance=bar.advance
+            model,
+            split,
+            context,
+            settings.documents,
+            text_bytes(dataset, settings.split, settings.documents),
+            settings.batch_windows,
+            advance=bar.advance,
         )

@@ -8,6 +8,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from cocomix.devices import pick_device
 from cocomix.errors import UserError
 
 # Registers CoCoMixForCausalLM with the Auto classes.
@@ -29,18 +30,21 @@ def model_folder(where: str) -> str:
 
 
 def load_model(where: str, device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model (evaluation mode) and tokenizer from a run folder, an export folder or a hub id; safetensors only."""
-    name = model_folder(where)
+    """Model (evaluation mode) and tokenizer from a run folder, an export folder or a hub id; safetensors only.
+
+    Raises :class:`UserError` where there is no such model, or no such device.
+    """
+    name, place = model_folder(where), pick_device(device)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        model: Any = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, SafetensorError) as error:
         there = Path(name).is_dir()
         mend = "its files are damaged, export or save it again" if there else "give a run folder, an export or a hub id"
         reason = (str(error).strip().splitlines() or [""])[0][:200].rstrip(". ")
         what = "cannot be loaded" if there else "is no folder, and the hub gave no such model"
         raise UserError(f"model={where} {what} ({reason}): {mend}") from error
-    return model.to(device).eval(), tokenizer
+    return model.to(place).eval(), tokenizer
 
 
 def load_concept_model(where: str, device: str = "cpu") -> tuple[CoCoMixForCausalLM, PreTrainedTokenizerBase]:

@@ -23,7 +23,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from cocomix.concepts.teacher import pick_device
+from cocomix.devices import pick_device
 from cocomix.errors import UserError
 from cocomix.model.load import load_model
 from cocomix.model.modeling import CoCoMixForCausalLM

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from cocomix.concepts.atlas import Atlas
 from cocomix.concepts.atlas_format import FILE
 from cocomix.concepts.labels import open_labels
-from cocomix.concepts.teacher import pick_device
+from cocomix.devices import pick_device
 from cocomix.errors import UserError
 from cocomix.model.load import load_concept_model
 from cocomix.model.modeling import CoCoMixForCausalLM

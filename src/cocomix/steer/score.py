@@ -21,8 +21,8 @@ from cocomix.concepts.atlas import Atlas
 from cocomix.concepts.labels import open_labels
 from cocomix.concepts.pair import load_pair, load_pair_of, named
 from cocomix.concepts.settings import ExtractSettings
-from cocomix.concepts.teacher import pick_device
 from cocomix.data.dataset import Dataset
+from cocomix.devices import pick_device
 from cocomix.errors import UserError
 from cocomix.files import read_json, sha256_file, sha256_json, write_json
 from cocomix.model.load import load_concept_model, model_folder

@@ -22,7 +22,7 @@ from cocomix.concepts.atlas_text import held_out_text, labelled_text
 from cocomix.concepts.labels import open_labels
 from cocomix.concepts.pieces import Pieces
 from cocomix.concepts.settings import AtlasSettings
-from cocomix.concepts.teacher import pick_device
+from cocomix.devices import pick_device
 from cocomix.errors import UserError, explained
 from cocomix.files import atomic_path, sha256_file, sha256_json
 from cocomix.model.load import load_concept_model, model_folder

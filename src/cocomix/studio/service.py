@@ -16,7 +16,7 @@ from cocomix.compare.runs import Run
 from cocomix.concepts.atlas import Atlas
 from cocomix.concepts.atlas_text import held_out_text
 from cocomix.concepts.labels import open_labels
-from cocomix.concepts.teacher import pick_device
+from cocomix.devices import pick_device
 from cocomix.errors import UserError
 from cocomix.model.load import load_concept_model
 from cocomix.steer.edits import Edit, check_edit, parse_edit

@@ -56,7 +56,7 @@ def backbone_config(name: str, dataset: Dataset, run: Path) -> dict[str, Any]:
     if source.gguf:
         quantisation(source.gguf)  # says plainly what is wrong with a damaged file
     try:
-        config: Any = AutoConfig.from_pretrained(source.where, **source.arguments)
+        config: Any = AutoConfig.from_pretrained(source.where, trust_remote_code=False, **source.arguments)
     except (OSError, ValueError) as error:
         raise _refusal(name, source, error) from error
     if tokenizer_hash(load_tokenizer(str(source.gguf or source.where))) != dataset.tokenizer_hash:
@@ -77,7 +77,11 @@ def start_from_backbone(name: str, config: CoCoMixConfig) -> CoCoMixForCausalLM:
     """
     source = find_backbone(name)
     how: dict[str, Any] = {"gguf_file": source.gguf.name} if source.gguf else {"use_safetensors": True}
-    how |= {"dtype": torch.float32, **{key: 0.0 for key in DROPOUTS if hasattr(config.text_config, key)}}
+    how |= {
+        "dtype": torch.float32,
+        "trust_remote_code": False,
+        **{key: 0.0 for key in DROPOUTS if hasattr(config.text_config, key)},
+    }
     try:
         return CoCoMixForCausalLM.from_backbone(source.where, how, **{key: getattr(config, key) for key in MIXER})
     except (OSError, SafetensorError) as error:

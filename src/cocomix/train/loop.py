@@ -11,6 +11,7 @@ import torch
 
 from cocomix.errors import UserError
 from cocomix.evaluate.perplexity import evaluate_documents
+from cocomix.evaluate.text_bytes import text_bytes
 from cocomix.progress import progress
 from cocomix.stopping import Stopped, StopRequest
 from cocomix.train.budget import passes
@@ -114,10 +115,10 @@ def count(run: Run, result: StepResult, seconds: float, data_wait: float, labell
 
 def evaluate(run: Run) -> dict[str, Any]:
     """The held-out documents, shared by all ranks."""
+    documents = run.settings.eval_documents
+    size = text_bytes(run.dataset, "val", documents)
     with run.autocast():
-        result = evaluate_documents(
-            run.model, run.dataset.split("val"), run.window, limit=run.settings.eval_documents, world=run.world
-        )
+        result = evaluate_documents(run.model, run.dataset.split("val"), run.window, documents, size, world=run.world)
     return {**progress_of(run), **result.to_json()}
 
 

@@ -123,7 +123,7 @@ def _with_configuration(model: ModelSettings) -> ModelSettings:
         return model
     source = find_backbone(model.from_backbone)
     try:
-        config: Any = AutoConfig.from_pretrained(source.where, **source.arguments)
+        config: Any = AutoConfig.from_pretrained(source.where, trust_remote_code=False, **source.arguments)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{OPTION}={model.from_backbone}: its configuration cannot be read, here or on the hub: give the folder of "

@@ -127,8 +127,8 @@ def _config(name: str, option: str) -> Any:
     gguf = None if place is None or (place / "config.json").is_file() else find_gguf(place, f"{option}={name}")
     try:
         if gguf is not None:
-            return AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        return AutoConfig.from_pretrained(place or name)
+            return AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+        return AutoConfig.from_pretrained(place or name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         if place is None:
             raise hub_error(option, name, error) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Field
 
@@ -27,6 +27,7 @@ class _Said(Settings):
     """What a recipe says of its data, whatever it is."""
 
     model_config = ConfigDict(extra="ignore")
+    packaged_recipes: ClassVar[bool] = True
     data: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -14,6 +14,7 @@ from cocomix import __version__
 from cocomix.config import dump_yaml, read_recipe, validated
 from cocomix.data.batches import Batch, sample_batch
 from cocomix.data.dataset import Dataset
+from cocomix.devices import pick_device
 from cocomix.dist.parallel import check_replicas, put_over
 from cocomix.dist.world import World, current
 from cocomix.errors import UserError
@@ -272,14 +273,10 @@ def open_run(folder: str, **changes: Any) -> Run:
 
 
 def _device(name: str, world: World) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and world.size > 1:
+    """The setting's device; of several GPUs the one that is this rank's."""
+    if world.size > 1 and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
         name = f"cuda:{world.local_rank}"
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"device={name!r} is no device of PyTorch: use cpu, cuda or auto") from error
+    return pick_device(name)
 
 
 def _environment(device: torch.device, settings: TrainSettings, world: World) -> dict[str, Any]:

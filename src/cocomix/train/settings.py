@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from cocomix.concepts.settings import OnlineSettings, OnlineTeacherSettings
-from cocomix.config import Settings, validated
+from cocomix.config import Count, Settings, validated
 from cocomix.dist.settings import DistSettings
 
 DEFAULT_BACKBONE = {"model_type": "gpt2"}
@@ -45,12 +45,18 @@ class ModelSettings(Settings):
     )
     state_width: int = Field(2048, ge=1, description="mixer=hidden: width of the layer before the guess of that state")
 
+    @field_validator("backbone", mode="before")
+    @classmethod
+    def _unset(cls, value: Any) -> Any:
+        """``model.backbone=null`` takes back what a recipe before it sets."""
+        return dict(DEFAULT_BACKBONE) if value is None else value
+
     @model_validator(mode="after")
     def _one_backbone(self) -> ModelSettings:
         if self.from_backbone is not None and self.backbone != DEFAULT_BACKBONE:
             raise ValueError(
                 f"model.from_backbone={self.from_backbone} brings its own configuration: leave model.backbone out, "
-                "also where a recipe sets it"
+                "where a recipe sets it add model.backbone=null"
             )
         return self
 
@@ -120,6 +126,8 @@ class CheckpointSettings(Settings):
 class TrainSettings(Settings):
     """A run."""
 
+    packaged_recipes: ClassVar[bool] = True
+
     run: str = Field(description="run folder to write, e.g. runs/mine")
     method: str = Field("custom", description="name of the method, by which comparisons group runs")
     seed: int = Field(0, ge=0, description="seed of weights, data order and dropout")
@@ -135,8 +143,8 @@ class TrainSettings(Settings):
         description="loss terms and their weights, e.g. {ntp: 1, concept: 0.1}; z (squared log-sum-exp of the "
         "next-token logits) is off by default",
     )
-    tokens: int | None = Field(None, ge=1, description="budget in tokens (rounded up to whole steps)")
-    steps: int | None = Field(None, ge=1, description="budget in steps; overrides tokens")
+    tokens: Count | None = Field(None, ge=1, description="budget in tokens (rounded up to whole steps): 2000000 or 2M")
+    steps: Count | None = Field(None, ge=1, description="budget in steps; overrides tokens")
     flops: float | None = Field(
         None, gt=0, description="budget in the student's FLOPs (rounded up to whole steps); overrides steps and tokens"
     )

@@ -97,7 +97,8 @@ class Sources:
 
     def describe(self, ranks: int) -> dict[str, Any] | None:
         """What the run reads and what that cost; seconds as if it was made by as many ranks as the run has, like the
-        run's own. One teacher behind two sources is paid once."""
+        run's own. One teacher behind two sources is paid once. Labels that only say how many concepts there are cost
+        the run nothing."""
         sources = self.read or [s for s in (self.labels,) if s]
         if not sources:
             return None
@@ -107,23 +108,23 @@ class Sources:
             if len(sources) == 1
             else sha256_json([source.fingerprint for source in sources]),
             "online": bool(self.online),
-            "flops_per_token": sum(source.cost["flops_per_token"] for source in sources),
-            "seconds_per_token": sum(source.cost["seconds_per_token"] for source in sources) / ranks,
-            "upstream": _upstream(sources),
+            "flops_per_token": sum((source.cost["flops_per_token"] for source in self.read), 0.0),
+            "seconds_per_token": sum((source.cost["seconds_per_token"] for source in self.read), 0.0) / ranks,
+            "upstream": _upstream(self.read),
             "of": first.identity if len(sources) == 1 else [source.identity for source in sources],
         }
 
 
 def _upstream(sources: list[Source]) -> dict[str, Any]:
     """Training of the distinct teachers and autoencoders; None where that of one is not known."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {part: {"flops": 0.0, "seconds": 0.0} for part in ("teacher", "sae")}
     teachers: set[str] = set()
     for source in sources:
         teacher = source.identity["teacher"]["fingerprint"]
         for part in ("teacher", "sae"):
             if part == "teacher" and teacher in teachers:
                 continue
-            cost, so_far = source.upstream[part], found.get(part, {"flops": 0.0, "seconds": 0.0})
+            cost, so_far = source.upstream[part], found[part]
             if cost is None or so_far is None:
                 found[part] = None
             else:
