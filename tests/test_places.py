@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from cocomix.errors import UserError
-from cocomix.places import model_place
+from cocomix.places import model_place, recorded_path
 
 
 @pytest.fixture
@@ -37,6 +38,32 @@ def test_what_looks_like_a_hub_id_and_is_no_folder_is_one(name: str, tmp_path, m
     assert model_place(name, f"teacher={name}") is None
     (tmp_path / name).mkdir(parents=True)
     assert model_place(name, f"teacher={name}") == Path(name)
+
+
+def test_a_name_below_a_folder_that_is_here_is_no_hub_id(run: Path, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(run.parent)
+    name = f"{run.name}/exprt"
+    with pytest.raises(UserError, match=rf"^model={name}: there is no such folder; give"):
+        model_place(name, f"model={name}")
+    (run / "export" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=rf"no such folder \(did you mean '{run.name}/export'\?\); give"):
+        model_place(name, f"model={name}")
+
+
+def test_what_a_recipe_names_is_found_where_the_run_was_started_and_beside_a_moved_run(tmp_path, monkeypatch) -> None:
+    started, moved, elsewhere = tmp_path / "started", tmp_path / "moved", tmp_path / "elsewhere"
+    for folder in (started / "data", started / "run", moved / "runs" / "run", elsewhere):
+        folder.mkdir(parents=True)
+    (started / "run" / "environment.json").write_text(json.dumps({"directory": str(started)}))
+    monkeypatch.chdir(elsewhere)
+    assert recorded_path(started / "run", "data") == started / "data"
+    (moved / "runs" / "run" / "environment.json").write_text(json.dumps({"directory": "/gone"}))
+    assert recorded_path(moved / "runs" / "run", "data") is None
+    (moved / "data").mkdir()
+    assert recorded_path(moved / "runs" / "run", "data") == moved / "data"
+    assert recorded_path(moved / "runs" / "run", str(started / "data")) == started / "data"
+    (elsewhere / "data").mkdir()
+    assert recorded_path(started / "run", "data") == Path("data")
 
 
 @pytest.mark.parametrize("name", ["./gpt2", "~/no/such", "/no/such", "a/b/c", "file.gguf"])

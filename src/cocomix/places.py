@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cocomix.errors import UserError
+from cocomix.errors import UserError, near_name
+from cocomix.files import read_json
+
+ENVIRONMENT = "environment.json"
+"""What a run's folder says of where it was trained."""
 
 
 def can_only_be_a_path(name: str) -> bool:
-    """Whether ``name`` is no hub id (NAME or OWNER/NAME)."""
+    """Whether ``name`` is no hub id (NAME or OWNER/NAME): OWNER is no folder that is here."""
     path = Path(name).expanduser()
-    return path.is_absolute() or path.suffix == ".gguf" or name.startswith((".", "~")) or name.count("/") > 1
+    written = path.is_absolute() or path.suffix == ".gguf" or name.startswith((".", "~")) or name.count("/") > 1
+    return written or ("/" in name and path.parent.is_dir())
 
 
 def model_place(name: str, option: str) -> Path | None:
@@ -29,5 +34,21 @@ def model_place(name: str, option: str) -> Path | None:
     if path.exists():
         return path
     if can_only_be_a_path(name):
-        raise UserError(f"{option}: there is no such folder; give a model's folder or hub id")
+        raise UserError(f"{option}: there is no such folder{_near(path)}; give a model's folder or hub id")
     return None
+
+
+def _near(path: Path) -> str:
+    """`` (did you mean 'runs/x'?)`` for a run or model beside a path that is not there."""
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    models = [str(f) for f in beside if any((f / name).is_file() for name in ("recipe.yaml", "config.json"))]
+    return near_name(str(path), models)
+
+
+def recorded_path(run: Path, name: str) -> Path | None:
+    """Where the file or folder lies that a run's recipe calls ``name``: there; or else from the directory that the run
+    was started in, or from one above the run's own folder, as when both were moved. None: at none of these."""
+    path, told = Path(name).expanduser(), run / ENVIRONMENT
+    started = read_json(told, "a run's environment").get("directory") if told.is_file() else None
+    above = [*([Path(started)] if started else []), *run.resolve().parents]
+    return next((place for place in (path, *(folder / path for folder in above)) if place.exists()), None)

@@ -81,7 +81,9 @@ def test_documents_of_one_token_are_prepared_read_and_evaluated(place, works):
         (["train", "./none.yaml", "data.path=data", "run=new"], "no recipe './none.yaml'"),
         (["train", "tiny/ntp", "data.path=", "run="], "setting 'run'=None: input should be a valid string"),
         # a dataset of another tokenizer
-        (["eval", "run", "data=other"], "data=other was made with another tokenizer than model=run has"),
+        (["eval", "run", "data=other"],
+         "data=other was made with another tokenizer than model=run has: prepare the text again with "
+         "tokenizer=run/export"),
         ([*SAE, "teacher=teacher", "data=other"], "teacher=teacher has another tokenizer than the dataset other"),
         (["sae", "check", "sae", "data=other"], "teacher=teacher has another tokenizer than the dataset other"),
         ([*LABELS, "data=other"], "teacher=teacher has another tokenizer than the dataset other"),
@@ -120,7 +122,11 @@ def test_documents_of_one_token_are_prepared_read_and_evaluated(place, works):
         (["eval", "run", "device=cuda:64"], "device=cuda:64 is not usable here ("),
         (["eval", "run", "tasks=piqa", "limit=1", "device=cuda:64"], "): give device=cpu"),
         # what is named is not there, or something else
-        (["eval", "nowhere"], "nowhere is no run that names its dataset: give a run folder, or data=FOLDER as well"),
+        (["eval", "nowhere"], "nowhere is no folder here; a model of the hub names no dataset: give a run folder, or "),
+        (["eval", "teacher"], "teacher is no run that names its dataset: give a run folder, or data=FOLDER as well"),
+        (["eval", "run/exprt", "data=data"],
+         "model=run/exprt: there is no such folder (did you mean 'run/export'?); give a model's folder or hub id"),
+        (["eval", "run/nope"], "model=run/nope: there is no such folder"),
         (["eval", "./nowhere", "data=data"], "model=./nowhere: there is no such folder; give a model's folder"),
         (["inspect", "The", "model=teacher"], "model=teacher predicts no concepts: give a run with model.mixer"),
         ([*LABELS, "data=data", "sae=nowhere"], "sae=nowhere is no folder: train one with 'cocomix sae train'"),
@@ -178,6 +184,12 @@ def test_a_model_s_own_code_is_never_run_nor_asked_about(place, refused, monkeyp
     ]  # fmt: skip
     for words, option in asked:
         assert option in refused(*words)
+
+
+def test_dataset_of_another_tokenizer_can_be_prepared_again_as_the_message_says(place, refused, works):
+    word = next(word for word in refused("eval", "run", "data=other").split() if word.startswith("tokenizer="))
+    works("data", "prepare", "text.jsonl", "new", word, "window=32", "val_fraction=0.2")
+    works("eval", "run", "data=new")
 
 
 def test_tokenizer_that_cannot_be_had_is_told_and_the_mended_command_works(place, refused, works):

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cocomix.errors import UserError, explained
 from cocomix.files import read_json
+from cocomix.places import ENVIRONMENT
 
 FORMAT = 1
 TAIL_BYTES = 1 << 18
@@ -184,7 +185,7 @@ def load_run(folder: Path | str) -> Run:
     values = read_json(folder / "run.json", "a run's description")
     if values.get("format") != FORMAT:
         raise UserError(f"{folder / 'run.json'} has format {values.get('format')}, this version reads {FORMAT}")
-    benchmarks, environment = folder / "benchmarks.json", folder / "environment.json"
+    benchmarks, environment = folder / "benchmarks.json", folder / ENVIRONMENT
     there = read_json(environment, "a run's environment") if environment.is_file() else {}
     return Run(
         folder=folder,

@@ -12,16 +12,24 @@ from cocomix.errors import UserError
 from cocomix.evaluate.perplexity import Perplexity, evaluate_documents
 from cocomix.evaluate.settings import EvalSettings
 from cocomix.evaluate.text_bytes import text_bytes
-from cocomix.model.load import load_model
+from cocomix.model.load import load_model, model_folder
+from cocomix.places import model_place, recorded_path
 from cocomix.progress import progress
 
 
-def dataset_of(model: str) -> str:
-    """The dataset that a run was trained on."""
-    recipe = Path(model) / "recipe.yaml"
-    if not recipe.is_file():
-        raise UserError(f"{model} is no run that names its dataset: give a run folder, or data=FOLDER as well")
-    return str(read_recipe(recipe)["data"]["path"])
+def dataset_of(model: str) -> Path:
+    """The dataset that a run was trained on, where it lies now; raises :class:`UserError` when nothing says it."""
+    run = Path(model).expanduser()
+    if not (run / "recipe.yaml").is_file():
+        what = "is no run that names its dataset"
+        if model_place(model, f"model={model}") is None:
+            what = "is no folder here; a model of the hub names no dataset"
+        raise UserError(f"{model} {what}: give a run folder, or data=FOLDER as well")
+    recorded = str(read_recipe(run / "recipe.yaml")["data"]["path"])
+    found = recorded_path(run, recorded)
+    if found is None:
+        raise UserError(f"{model} was trained on data.path={recorded}, which is not there: add data=FOLDER")
+    return found
 
 
 def evaluate(settings: EvalSettings) -> Perplexity:
@@ -31,7 +39,7 @@ def evaluate(settings: EvalSettings) -> Perplexity:
     if tokenizer_hash(tokenizer) != dataset.tokenizer_hash:
         raise UserError(
             f"data={dataset.folder} was made with another tokenizer than model={settings.model} has: prepare the text "
-            f"again with tokenizer={settings.model}"
+            f"again with tokenizer={model_folder(settings.model)}"
         )
     context = settings.context or dataset.window
     config: Any = model.config

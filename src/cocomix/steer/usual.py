@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from cocomix.errors import UserError
 from cocomix.files import atomic_path, sha256_file, sha256_json
 from cocomix.model.load import load_concept_model, model_folder
 from cocomix.model.modeling import CoCoMixForCausalLM
+from cocomix.places import recorded_path
 from cocomix.progress import say
 from cocomix.steer.effect import usual_strengths
 from cocomix.steer.notation import Edit
@@ -83,14 +85,23 @@ def run_folder(model: str) -> Path | None:
 
 
 def labels_folder(model: str) -> Path | None:
-    """The labels which a run learnt from, where they lie on the disk."""
+    """The labels which a run learnt from, where they lie on the disk; where they do not, that is said."""
     run = run_folder(model)
     data = read_recipe(run / "recipe.yaml")["data"] if run is not None else {}
-    if data.get("labels") is None:
+    if run is None or data.get("labels") is None:
         return None
-    named = Path(data["path"]) / "labels" / data["labels"]
-    folder = named if named.is_dir() else Path(data["labels"])
-    return folder if folder.is_dir() else None
+    dataset = recorded_path(run, data["path"]) or Path(data["path"])
+    named = dataset / "labels" / data["labels"]
+    folder = named if named.is_dir() else recorded_path(run, data["labels"])
+    if folder is None or not folder.is_dir():
+        _say_missing(str(run), str(named))
+        return None
+    return folder
+
+
+@functools.cache
+def _say_missing(run: str, labels: str) -> None:
+    say(f"{run} learnt from labels that are not at {labels}: no names and no usual strengths without them")
 
 
 def _read(path: Path, weights: str) -> Tensor | None:

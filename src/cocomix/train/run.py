@@ -22,6 +22,7 @@ from cocomix.files import read_json, write_json, write_text
 from cocomix.losses.terms import loss_terms
 from cocomix.model.costs import count_flops, count_parameters
 from cocomix.model.modeling import CoCoMixForCausalLM
+from cocomix.places import ENVIRONMENT, recorded_path
 from cocomix.progress import say
 from cocomix.train.budget import Budget
 from cocomix.train.build import build_model, build_optimizers, checkpoint_activations, model_config, windows_at_once
@@ -188,7 +189,7 @@ class Run:
         with world.together():
             if world.first:
                 write_text(recipe, dump_yaml(self.settings))
-                write_json(self.folder / "environment.json", _environment(self.device, self.settings, world))
+                write_json(self.folder / ENVIRONMENT, _environment(self.device, self.settings, world))
                 write_json(self.folder / "run.json", self.describe(False))
 
     def _go_on(self, step: int | None) -> None:
@@ -269,7 +270,11 @@ def open_run(folder: str, **changes: Any) -> Run:
     recipe = Path(folder) / "recipe.yaml"
     if not recipe.is_file():
         raise UserError(f"{folder} is no run: give a folder that 'cocomix train' wrote")
-    return Run(validated(TrainSettings, {**read_recipe(recipe), "run": folder, **changes}))
+    settings = validated(TrainSettings, {**read_recipe(recipe), "run": folder, **changes})
+    found = recorded_path(Path(folder), settings.data.path)
+    if found is not None:
+        settings = settings.model_copy(update={"data": settings.data.model_copy(update={"path": str(found)})})
+    return Run(settings)
 
 
 def _device(name: str, world: World) -> torch.device:
@@ -291,6 +296,7 @@ def _environment(device: torch.device, settings: TrainSettings, world: World) ->
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "directory": str(Path.cwd()),
         "ranks": world.size,
         "strategy": settings.dist.strategy if world.size > 1 else None,
     }
