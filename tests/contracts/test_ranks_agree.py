@@ -85,7 +85,7 @@ def assert_same(run: str, other: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_ranks_and_micro_batches_do_not_change_the_losses(place: Path, method: str):
-    words = [*METHODS[method], *COMMON, "steps=50"]
+    words = [*METHODS[method], *COMMON, f"steps={50 if method == 'cocomix' else 20}"]
     go([*words, "run=one"])
     go([*words, "run=micro", "micro_batches=2"])
     values(on_ranks(2, go, [*words, "run=ddp"]))

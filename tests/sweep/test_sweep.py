@@ -125,7 +125,7 @@ def test_a_mistake_in_the_last_row_is_told_before_anything_runs(data, tmp_path, 
 
 def test_stopped_it_goes_on_and_a_run_that_fails_takes_no_other_with_it(data, tmp_path):
     rows = {
-        "long": {"recipe": "tiny/ntp", "set": {"steps": 200}},
+        "long": {"recipe": "tiny/ntp", "set": {"steps": 100}},
         "broken": {"recipe": "tiny/pause", "set": {"model.insert_at": 7}},
     }
     file = tmp_path / "sweep.yaml"
@@ -149,7 +149,7 @@ def test_stopped_it_goes_on_and_a_run_that_fails_takes_no_other_with_it(data, tm
     assert told["long-s0"]["state"] == "finished"
     assert "insert_at=7 lies outside the network" in told["broken-s0"]["error"]
     assert "resuming at step" in (folder / "long-s0" / "log.txt").read_text()
-    assert len(metrics.read_text().splitlines()) == 200
+    assert len(metrics.read_text().splitlines()) == 100
 
 
 @pytest.fixture
