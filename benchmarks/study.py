@@ -6,7 +6,7 @@ A tokenizer, a teacher and its sparse autoencoder are trained on the text; then,
 
 - ``search``: a learning rate for each method by the same small search (at the shorter budget for interleaved slots that
   start from the concept alone: at less they have hardly begun to learn);
-- ``main``: six methods, three seeds each, at the longer budget;
+- ``main``: six methods and interleaved slots that start from their token's state, three seeds each, at the longer budget;
 - ``short``: the ablations, one seed each, at the shorter one, beside the same methods at that budget;
 - ``shift``: a teacher that has not seen some sources (``--without``), labels by it, and students on all sources;
 - ``steering``: steering scores of the main stage's students of concepts, first seed;
@@ -225,10 +225,11 @@ def beyond(losses: dict[float, float]) -> set[float]:
 
 
 def main_stage(plan: Plan, rate: dict[str, float]) -> None:
-    """All methods with the first seed, then all with the next."""
-    rows = {name: row(plan, name, rate[name]) for name in METHODS}
+    """All methods with the first seed, then all with the next; what is no method of the paper comes last."""
+    rows = {name: row(plan, name, rate[name]) for name in SEARCHED}
     for seed in plan.seeds:
-        sweep(plan, "main", rows, plan.tokens, 10, seeds=[seed])
+        sweep(plan, "main", {name: rows[name] for name in METHODS}, plan.tokens, 10, seeds=[seed])
+    sweep(plan, "main", rows, plan.tokens, 10, seeds=plan.seeds)
 
 
 def short_rows(plan: Plan, rate: dict[str, float]) -> dict[str, dict[str, Any]]:
@@ -389,7 +390,7 @@ def report(plan: Plan, source: Path, without: list[str]) -> None:
         name: sorted(path.parent for path in (plan.folder / name).glob("*/run.json")) for name in ("main", "short")
     }
     times = read_json(plan.folder / "times.json", "times")
-    sharing = sum("labels" in METHODS[m] or "probabilities" in METHODS[m] for m in map(method_of, folders["main"]))
+    sharing = sum("labels" in SEARCHED[m] or "probabilities" in SEARCHED[m] for m in map(method_of, folders["main"]))
     for name, runs in folders.items():
         found = compare([timed(load_run(run), times) for run in runs], "ntp", max(1, sharing))
         write_comparison(found, plan.folder / "report" / name)

@@ -171,6 +171,8 @@ def verdicts(comparison: Comparison) -> list[str]:
         ("`add` beats distillation", "cocomix_add", "kd"),
         ("`memory` beats next-token prediction", "cocomix_memory", "ntp"),
         ("`memory` beats `add`", "cocomix_memory", "cocomix_add"),
+        ("inserted slots that start from their token's state beat those that do not", "cocomix_copy", "cocomix"),
+        ("inserted slots that start from their token's state beat next-token prediction", "cocomix_copy", "ntp"),
     ]
     rows = []
     for claim, ours, theirs in claims:
