@@ -6,7 +6,7 @@ A tokenizer, a teacher and its sparse autoencoder are trained on the text; then,
 
 - ``search``: a learning rate for each method by the same small search (at the shorter budget for interleaved slots that
   start from the concept alone: at less they have hardly begun to learn);
-- ``main``: six methods and interleaved slots that start from their token's state, three seeds each, at the longer budget;
+- ``main``: six methods, and inserted slots that start from their token's state, three seeds each, the longer budget;
 - ``short``: the ablations, one seed each, at the shorter one, beside the same methods at that budget;
 - ``shift``: a teacher that has not seen some sources (``--without``), labels by it, and students on all sources;
 - ``steering``: steering scores of the main stage's students of concepts, first seed;
@@ -229,7 +229,7 @@ def main_stage(plan: Plan, rate: dict[str, float]) -> None:
     rows = {name: row(plan, name, rate[name]) for name in SEARCHED}
     for seed in plan.seeds:
         sweep(plan, "main", {name: rows[name] for name in METHODS}, plan.tokens, 10, seeds=[seed])
-    sweep(plan, "main", rows, plan.tokens, 10, seeds=plan.seeds)
+    sweep(plan, "main", rows, plan.tokens, 10, seeds=list(plan.seeds))
 
 
 def short_rows(plan: Plan, rate: dict[str, float]) -> dict[str, dict[str, Any]]:
