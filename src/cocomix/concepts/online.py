@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from cocomix.concepts.coverage import Coverage
 from cocomix.concepts.identity import label_identity
 from cocomix.concepts.labelling import Labeller, upstream_costs
+from cocomix.concepts.online_source import OnlineSource
 from cocomix.concepts.pair import named
 from cocomix.concepts.settings import OnlineSettings
-from cocomix.data.dataset import Dataset, Split
+from cocomix.data.dataset import Dataset
 from cocomix.files import sha256_json
 
 
-class OnlineLabels:
+class OnlineLabels(OnlineSource):
     """A column source (see :mod:`cocomix.data.batches`) that asks the teacher each time; keeps nothing.
 
     What is read twice is labelled and paid for twice. The labels are those that
@@ -33,6 +33,7 @@ class OnlineLabels:
         identity: dict[str, Any],
         upstream: dict[str, dict[str, float] | None],
     ) -> None:
+        super().__init__(labeller.flops_per_token)
         self._splits = {name: dataset.split(name) for name in dataset.manifest["splits"]}
         self._labeller, self._batch_windows = labeller, batch_windows
         self.concepts: int = labeller.sae.latents
@@ -45,11 +46,6 @@ class OnlineLabels:
         self.fingerprint = sha256_json(identity)
         self.upstream = upstream
         """What the ``teacher`` and the ``sae`` cost to train: {"flops", "seconds"} each, or None."""
-        self.flops_per_token = labeller.flops_per_token
-        self.tokens = 0
-        """Tokens labelled so far; a resumed run sets it, like ``seconds``, to what it had counted."""
-        self.seconds = 0.0
-        """Time spent on labels so far."""
 
     @classmethod
     def open(cls, dataset: Dataset, window: int, settings: OnlineSettings) -> OnlineLabels:
@@ -62,19 +58,6 @@ class OnlineLabels:
         identity = label_identity(settings, dataset, window, names)
         labeller = Labeller.open(settings, names, dataset, window)
         return cls(dataset, labeller, settings.batch_windows, identity, upstream_costs(names, settings.sae))
-
-    @property
-    def cost(self) -> dict[str, float]:
-        """``flops_per_token``, counted, and ``seconds_per_token``, measured so far (0 before the first window)."""
-        return {"flops_per_token": self.flops_per_token, "seconds_per_token": self.seconds / max(self.tokens, 1)}
-
-    @property
-    def coverage(self) -> Coverage:
-        """Every window has labels."""
-        return Coverage()
-
-    def check_covers(self, split: Split, seed: int, samples: int) -> None:
-        """A run may read what it likes."""
 
     def read(self, split: str, window_ids: Int[np.ndarray, " N"]) -> Int[np.ndarray, "N T K"]:
         """Concept ids, int64, the best label first; −1: no label. ``batch_windows`` windows at once, in their order.

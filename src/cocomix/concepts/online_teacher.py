@@ -11,13 +11,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from cocomix.concepts.costs import activation_flops, forward_flops
-from cocomix.concepts.coverage import Coverage
 from cocomix.concepts.identity import probability_identity
 from cocomix.concepts.labelling import teacher_cost
+from cocomix.concepts.online_source import OnlineSource
 from cocomix.concepts.probabilities import PROBS, TOKENS
 from cocomix.concepts.settings import OnlineTeacherSettings
 from cocomix.concepts.teacher import Teacher, load_teacher, pick_dtype
-from cocomix.data.dataset import Dataset, Split
+from cocomix.data.dataset import Dataset
 from cocomix.devices import pick_device
 from cocomix.errors import UserError
 from cocomix.files import sha256_json
@@ -25,7 +25,7 @@ from cocomix.files import sha256_json
 STATE = "teacher_state"
 
 
-class OnlineTeacher:
+class OnlineTeacher(OnlineSource):
     """Sources of the columns that a run's losses read, of one teacher; keeps nothing beyond a batch."""
 
     def __init__(
@@ -37,6 +37,8 @@ class OnlineTeacher:
         columns: frozenset[str],
         identity: dict[str, Any],
     ) -> None:
+        whole, part = PROBS in columns, STATE in columns
+        super().__init__(forward_flops(teacher, window) * whole + activation_flops(teacher, window) * part)
         self._splits = {name: dataset.split(name) for name in dataset.manifest["splits"]}
         self._teacher, self._settings, self._columns = teacher, settings, columns
         self.window = window
@@ -45,11 +47,6 @@ class OnlineTeacher:
         self.identity = identity
         self.fingerprint = sha256_json(identity)
         self.upstream: dict[str, Any] = {"teacher": teacher_cost(settings.name), "sae": {"flops": 0.0, "seconds": 0.0}}
-        whole, part = PROBS in columns, STATE in columns
-        self.flops_per_token = forward_flops(teacher, window) * whole + activation_flops(teacher, window) * part
-        self.tokens = 0
-        """Tokens that it was asked about so far; a resumed run sets it, like ``seconds``, to what it had counted."""
-        self.seconds = 0.0
         self._last: tuple[str, bytes, dict[str, Tensor]] = ("", b"", {})
 
     @classmethod
@@ -78,19 +75,6 @@ class OnlineTeacher:
         """A source for each column that is wanted (see :mod:`cocomix.data.batches`)."""
         given = self._columns if self._settings.k is not None else self._columns - {TOKENS}
         return {name: OnlineColumn(self, name) for name in sorted(given)}
-
-    @property
-    def cost(self) -> dict[str, float]:
-        """``flops_per_token``, counted, and ``seconds_per_token``, measured so far (0 before the first window)."""
-        return {"flops_per_token": self.flops_per_token, "seconds_per_token": self.seconds / max(self.tokens, 1)}
-
-    @property
-    def coverage(self) -> Coverage:
-        """Every window can be asked about."""
-        return Coverage()
-
-    def check_covers(self, split: Split, seed: int, samples: int) -> None:
-        """A run may read what it likes."""
 
     def read(self, column: str, split: str, window_ids: Int[np.ndarray, " N"]) -> Tensor:
         """The column's values, on the teacher's device; all columns of a batch are made when the first is read."""
