@@ -27,7 +27,8 @@ CASES = [
 STATIC = [
     (family, form, attention)
     for family, form, attention in CASES
-    if (form in FEW or "slot_every" in form) and (attention == "sdpa" or family in ("gpt2", "llama", "gemma3_text"))
+    if (form in FEW or "slot_every" in form)
+    and (attention == "sdpa" or family in ("gpt2", "llama", "gemma3_text"))
     # Flex attention by its definition is slow: of the family with two kinds of layers one form of each mixing
     and (attention != "flex_attention" or family == "llama" or form in FEW[1:3])
 ]
