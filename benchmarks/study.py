@@ -7,6 +7,8 @@ A tokenizer, a teacher and its sparse autoencoder are trained on the text; then,
 - ``search``: a learning rate for each method by the same small search (at the shorter budget for interleaved slots that
   start from the concept alone: at less they have hardly begun to learn);
 - ``main``: six methods, and inserted slots that start from their token's state, three seeds each, the longer budget;
+- ``rates``: interleaved slots at the rates of the search that were not chosen, at the longer budget, first seed: a
+  search at a shorter one may mislead a method that begins slowly;
 - ``short``: the ablations, one seed each, at the shorter one, beside the same methods at that budget;
 - ``shift``: a teacher that has not seen some sources (``--without``), labels by it, and students on all sources;
 - ``steering``: steering scores of the main stage's students of concepts, first seed;
@@ -55,7 +57,7 @@ RATES = (1e-3, 2e-3, 4e-3)
 BLOCK = 2
 SHIFTED = ("cocomix", "cocomix_add")
 """Methods that learn from the shifted teacher too."""
-STAGES = ("data", "teacher", "search", "main", "short", "shift", "steering", "times", "report")
+STAGES = ("data", "teacher", "search", "main", "rates", "short", "shift", "steering", "times", "report")
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,13 @@ def main_stage(plan: Plan, rate: dict[str, float]) -> None:
     sweep(plan, "main", rows, plan.tokens, 10, seeds=list(plan.seeds))
 
 
+def rates_stage(plan: Plan, rate: dict[str, float]) -> None:
+    """The methods that begin slowly, at the rates of the search that were not chosen and the longer budget."""
+    others = {f"{name}-{other:g}": (name, other) for name in sorted(SLOW) for other in RATES if other != rate[name]}
+    rows = {key: row(plan, name, other, method=key) for key, (name, other) in others.items()}
+    sweep(plan, "rates", rows, plan.tokens, 10, seeds=[plan.seeds[0]], may_diverge=True)
+
+
 def short_rows(plan: Plan, rate: dict[str, float]) -> dict[str, dict[str, Any]]:
     """The ablations, and the methods that they are held against."""
 
@@ -356,6 +365,7 @@ def main() -> int:
         "teacher": lambda: train_teacher(plan, plan.data, "teacher"),
         "search": lambda: rate.update(search(plan)),
         "main": lambda: main_stage(plan, rate),
+        "rates": lambda: rates_stage(plan, rate),
         "short": lambda: sweep(plan, "short", short_rows(plan, rate), plan.short, 4),
         "shift": lambda: shift(plan, given.source, given.without.split(","), rate),
         "steering": lambda: steer(plan),
@@ -403,6 +413,7 @@ def report(plan: Plan, source: Path, without: list[str]) -> None:
         "teacher_loss": last_loss(plan.folder / "teacher"),
         "sae": read_json(plan.folder / "teacher-sae" / "check.json", "a check"),
         "search": read_json(plan.folder / "search.json", "a search"),
+        "rates": {path.parent.name: last_loss(path.parent) for path in (plan.folder / "rates").glob("*/run.json")},
         "times": times,
         "upstream_shared_by": max(1, sharing),
         "concepts": {name: measure_concepts(runs, plan.data) for name, runs in folders.items()},

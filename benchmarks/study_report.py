@@ -100,7 +100,16 @@ def opening(folder: Path, study: Mapping[str, Any]) -> list[str]:
         f"Learning rate of each method by the same search ({plan['search'] / 1e6:g}M tokens each, for `cocomix` "
         f"{plan['short'] / 1e6:g}M; of three, then on while the best lies at an edge):\n",
         table(["method", "chosen", "loss at each rate"], rates),
+        *longer_rates(study.get("rates", {}), plan),
     ]  # fmt: skip
+
+
+def longer_rates(losses: Mapping[str, float], plan: Mapping[str, Any]) -> list[str]:
+    """What the rates that were not chosen come to at the main stage's budget."""
+    if not losses:
+        return []
+    told = ", ".join(f"`{run.rpartition('-s')[0]}` {loss:.3f}" for run, loss in sorted(losses.items()))
+    return [f"The rates that were not chosen, at {plan['tokens'] / 1e6:g}M tokens (first seed): {told}.\n"]
 
 
 def tried(losses: Mapping[str, float]) -> str:

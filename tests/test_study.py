@@ -89,6 +89,7 @@ def folder(tmp_path) -> Path:
         "teacher_loss": 3.5,
         "sae": {"fvu": 0.05, "cross_entropy": {"recovered": 0.98}},
         "search": {"chosen": {"ntp": 2e-3}, "losses": {"ntp": {"0.001": 5.1, "0.002": 5.0, "0.004": 5.2}}},
+        "rates": {"cocomix-0.004-s0": 4.75},
         "times": TIMES,
         "upstream_shared_by": 3,
         "concepts": {"main": {"cocomix_add-s0": quality}},
@@ -109,6 +110,7 @@ def test_the_page_tells_numbers_intervals_and_verdicts(folder, tmp_path):
     assert "| cocomix_add |" in page
     assert "-0.200 [-0.201, -0.199]" in page
     assert "| `add` beats next-token prediction | yes (-0.200) |" in page
+    assert "at 1M tokens (first seed): `cocomix-0.004` 4.750." in page
     assert "not reached (0 of 3 seeds)" in page
     assert page.rstrip().endswith("Read with care.")
     assert json.loads((tmp_path / "docs/results.json").read_text())["teacher_loss"] == 3.5
