@@ -178,7 +178,9 @@ def sweep(
     return result
 
 
-def row(plan: Plan, method: str, rate: float | None, recipes: tuple[str, ...] = (), **changes: Any) -> dict[str, Any]:
+def row(
+    plan: Plan, method: str, rate: float | None, recipes: tuple[str, ...] = (), /, **changes: Any
+) -> dict[str, Any]:
     """A row of a sweep: a method at its learning rate, with further recipes laid over it and settings changed."""
     settings: dict[str, Any] = {} if rate is None else {"optimizer.lr": rate}
     if method in ("ntp", "kd"):
