@@ -236,11 +236,10 @@ def main_stage(plan: Plan, rate: dict[str, float]) -> None:
     sweep(plan, "main", rows, plan.tokens, 10, seeds=list(plan.seeds))
 
 
-def rates_stage(plan: Plan, rate: dict[str, float]) -> None:
-    """The methods that begin slowly, at the rates of the search that were not chosen and the longer budget."""
+def rates_rows(plan: Plan, rate: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """The methods that begin slowly, at the rates of the search that were not chosen."""
     others = {f"{name}-{other:g}": (name, other) for name in sorted(SLOW) for other in RATES if other != rate[name]}
-    rows = {key: row(plan, name, other, method=key) for key, (name, other) in others.items()}
-    sweep(plan, "rates", rows, plan.tokens, 10, seeds=[plan.seeds[0]], may_diverge=True)
+    return {key: row(plan, name, other, method=key) for key, (name, other) in others.items()}
 
 
 def short_rows(plan: Plan, rate: dict[str, float]) -> dict[str, dict[str, Any]]:
@@ -303,10 +302,13 @@ def shift(plan: Plan, source: Path, without: list[str], rate: dict[str, float]) 
         load_settings(PrepareSettings, [], source=str(text), out=str(data), tokenizer=tokenizer, window=plan.window)
     )
     train_teacher(plan, data, "teacher-shifted")
-    rows = {}
-    for method in SHIFTED:
-        rows[f"{method}_shifted"] = row(plan, method, rate[method], labels="shifted", method=f"{method}_shifted")
-    sweep(plan, "short", rows, plan.short, 4)
+    sweep(plan, "short", shifted_rows(plan, rate), plan.short, 4)
+
+
+def shifted_rows(plan: Plan, rate: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """Methods of :data:`SHIFTED` with the labels of the teacher that has not seen a part."""
+    names = {f"{method}_shifted": method for method in SHIFTED}
+    return {name: row(plan, of, rate[of], labels="shifted", method=name) for name, of in names.items()}
 
 
 def write_without(source: Path, target: Path, without: list[str]) -> None:
@@ -367,7 +369,9 @@ def main() -> int:
         "teacher": lambda: train_teacher(plan, plan.data, "teacher"),
         "search": lambda: rate.update(search(plan)),
         "main": lambda: main_stage(plan, rate),
-        "rates": lambda: rates_stage(plan, rate),
+        "rates": lambda: sweep(
+            plan, "rates", rates_rows(plan, rate), plan.tokens, 10, seeds=[plan.seeds[0]], may_diverge=True
+        ),
         "short": lambda: sweep(plan, "short", short_rows(plan, rate), plan.short, 4),
         "shift": lambda: shift(plan, given.source, given.without.split(","), rate),
         "steering": lambda: steer(plan),

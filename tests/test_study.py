@@ -38,17 +38,18 @@ def test_the_search_goes_on_while_the_best_rate_lies_at_an_edge():
 def test_every_row_is_a_training_with_settings_that_exist(tmp_path):
     from cocomix.config import load_settings
     from cocomix.train.settings import TrainSettings
-    from study import SEARCHED, Plan, short_rows
+    from study import SEARCHED, Plan, rates_rows, shifted_rows, short_rows
 
     plan = Plan(tmp_path)
-    rows = short_rows(plan, dict.fromkeys(SEARCHED, 2e-3))
-    assert {"ntp", "kd", "pause", "cocomix", "cocomix_add", "cocomix_memory"} < rows.keys()
+    rate = dict.fromkeys(SEARCHED, 2e-3)
+    rows = short_rows(plan, rate) | shifted_rows(plan, rate) | rates_rows(plan, rate)
+    assert {"ntp", "kd", "pause", "cocomix", "cocomix_add", "cocomix_add_shifted", "cocomix-0.001"} < rows.keys()
     for name, row in rows.items():
         words = [f"{key}={value}" for key, value in row["set"].items()]
         words += [f"data.{cache}={row[cache]}" for cache in ("labels", "probabilities") if row.get(cache)]
         settings = load_settings(TrainSettings, [*row["recipe"], *words, "data.path=data", f"run={tmp_path / name}"])
         assert settings.method == name
-        assert settings.optimizer.lr == 2e-3
+        assert settings.optimizer.lr == (float(name.partition("-")[2]) if "-" in name else 2e-3)
 
 
 def made_steering() -> dict[str, Any]:
