@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from cocomix.errors import UserError, explained, near_name
 
@@ -38,6 +38,9 @@ def _counted(value: Any) -> Any:
 
 Count = Annotated[int, BeforeValidator(_counted)]
 """A budget, which may be written 2000000, 2e6 or 2M (k, M, B)."""
+
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
+"""What every generator takes."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cocomix.data.dataset import Dataset, Shard, Split
+from cocomix.data.verify import verify
 from cocomix.errors import UserError
 from cocomix.testing.text import tiny_dataset
 
@@ -99,7 +100,7 @@ def test_changed_bytes_are_found_by_verify(dataset: Dataset) -> None:
     data = bytearray(path.read_bytes())
     data[10] ^= 1
     path.write_bytes(data)
-    assert len(Dataset.open(dataset.folder).verify()) == 1
+    assert len(verify(dataset.folder).problems) == 1
 
 
 def test_folder_without_a_manifest_says_how_to_make_one(tmp_path: Path) -> None:

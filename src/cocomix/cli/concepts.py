@@ -44,11 +44,12 @@ def extract(words: Words = None, json: Json = False) -> None:
     from cocomix.concepts.extract import extract as extract_labels
     from cocomix.concepts.settings import ExtractSettings
     from cocomix.config import load_settings
+    from cocomix.dist.lead import LEADER_SECONDS
     from cocomix.dist.world import joined
 
     quiet_transformers()
     settings = load_settings(ExtractSettings, words or [])
-    with joined() as world:
+    with joined(LEADER_SECONDS) as world:  # the first rank may download and hash a model
         manifest = extract_labels(settings)
         if not world.first:
             return
@@ -75,11 +76,12 @@ def probabilities(words: Words = None, json: Json = False) -> None:
     from cocomix.concepts.extract import extract_probabilities
     from cocomix.concepts.settings import ProbabilitySettings
     from cocomix.config import load_settings
+    from cocomix.dist.lead import LEADER_SECONDS
     from cocomix.dist.world import joined
 
     quiet_transformers()
     settings = load_settings(ProbabilitySettings, words or [])
-    with joined() as world:
+    with joined(LEADER_SECONDS) as world:  # the first rank may download and hash a model
         manifest = extract_probabilities(settings)
         if not world.first:
             return

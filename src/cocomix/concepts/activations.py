@@ -55,7 +55,7 @@ class ActivationBatches:
     def shuffled(self, chunks: list[Tensor], number: int) -> Float[Tensor, "N D"]:
         """The activations of all chunks of buffer ``number`` as that buffer."""
         x = torch.cat(chunks)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % (1 << 63))
         return x[torch.randperm(len(x), generator=generator).to(x.device)]
 
     def batches(self, step: int) -> Iterator[Float[Tensor, "N D"]]:

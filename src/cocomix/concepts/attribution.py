@@ -30,6 +30,10 @@ NO_LABEL = -1
 """Id of a label without a meaning: too few latents had a score of the wanted sign."""
 
 
+class NotFinite(ArithmeticError):
+    """The teacher's activations or gradients hold NaN or infinities."""
+
+
 class ConceptLabels(NamedTuple):
     """Labels of N tokens, the best first."""
 
@@ -76,18 +80,30 @@ def label_windows(
     settings: AttributionSettings,
 ) -> ConceptLabels:
     """Labels of B windows, N = B·T tokens in order: one forward pass, one backward pass above the block; for
-    ``select: activation`` only the forward pass up to the block."""
+    ``select: activation`` only the forward pass up to the block.
+
+    Raises :class:`NotFinite` when the teacher's activations or gradients are not: no label could be told from none.
+    """
     if settings.select == "activation":
-        return label_strongest(sae, teacher.activations(inputs).flatten(0, 1), settings)
+        activation = _finite(teacher.activations(inputs)).flatten(0, 1)
+        return label_strongest(sae, activation, settings)
     replace = None
     if settings.at == "reconstruction":
         replace = lambda h: sae.reconstruct(h.flatten(0, 1)).view(h.shape)  # noqa: E731
     with GRADIENTS[settings.gradient_of](teacher):
         result = teacher.loss_and_gradient(inputs, targets, replace)
+    _finite(result.activation, result.gradient)
     activation, gradient = result.activation.flatten(0, 1), result.gradient.flatten(0, 1).float()
     if settings.latents == "active":
         return label_active(sae, activation, gradient, settings)
     return label_all(sae, activation, gradient, settings)
+
+
+def _finite(*tensors: Tensor) -> Tensor:
+    """The first of them; one look at all, since each look waits for the device."""
+    if not torch.stack([x.isfinite().all() for x in tensors]).all():
+        raise NotFinite
+    return tensors[0]
 
 
 def label_strongest(

@@ -214,10 +214,13 @@ class Extraction:
         """Each column for the shard's windows from ``first`` on; those that are not due have no entry."""
         values = [np.zeros((len(due), self._window, column.width), column.dtype) for column in self.columns]
         values[0][:] = np.iinfo(values[0].dtype).max
-        windows = shard.first + first + np.flatnonzero(due)
-        if len(windows):
-            for column, made in zip(values, self._maker.make(shard.split, windows), strict=True):
-                column[due] = made
+        places = np.flatnonzero(due)
+        # Where few are due, a batch may hold more of them than the teacher shall see at once.
+        for part in np.array_split(places, max(1, -(-len(places) // self.state.layout.batch_windows))):
+            if len(part):
+                made = self._maker.make(shard.split, shard.first + first + part)
+                for column, of_part in zip(values, made, strict=True):
+                    column[part] = of_part
         return values
 
     def _join(self, shard: ShardWork) -> Iterator[int]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from cocomix.concepts.attribution import check_attribution, label_windows
+from cocomix.concepts.attribution import NotFinite, check_attribution, label_windows
 from cocomix.concepts.costs import label_flops
 from cocomix.concepts.labels import label_columns
 from cocomix.concepts.pair import Fit, Names, check_fit, load_pair, refuse_bad_fit
@@ -79,18 +79,24 @@ class Labeller:
         """Labels of windows by their numbers, all of them through the teacher at once (the loss is the mean over all,
         so that who goes with whom changes a score's last bits).
 
-        Raises :class:`UserError` when a score is not finite.
+        Raises :class:`UserError` when the teacher's activations or gradients are not finite.
         """
         tokens = torch.from_numpy(split.read(windows, self.window))
-        labels = label_windows(self.teacher, self.sae, tokens[:, :-1], tokens[:, 1:], self.attribution)
-        if not torch.isfinite(labels.scores).all():
-            raise UserError(
-                f"the teacher's loss or activations are not finite at windows {windows[0]} … {windows[-1]} of "
-                f"{split.name}: try dtype=float32"
-            )
+        try:
+            labels = label_windows(self.teacher, self.sae, tokens[:, :-1], tokens[:, 1:], self.attribution)
+        except NotFinite as error:
+            raise not_finite("activations or gradients", split, windows) from error
         shape = (len(windows), self.window, self.attribution.k)
         strengths = labels.strengths.clamp(-LARGEST_STRENGTH, LARGEST_STRENGTH).half()
         return WindowLabels(labels.ids.cpu().numpy().reshape(shape), strengths.cpu().numpy().reshape(shape))
+
+
+def not_finite(what: str, split: Split, windows: Int[np.ndarray, " N"]) -> UserError:
+    """What to say of a teacher whose numbers are no numbers."""
+    return UserError(
+        f"the teacher's {what} are not finite at windows {windows[0]} … {windows[-1]} of {split.name}: "
+        "try dtype=float32"
+    )
 
 
 def upstream_costs(names: Names, sae: str) -> dict[str, dict[str, float] | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -132,12 +133,18 @@ def measure_fit(sae: SparseAutoencoder, x: Float[Tensor, "N D"]) -> Fit:
 
 
 def check_fit(teacher: Teacher, sae: SparseAutoencoder, dataset: Dataset, window: int, windows: int, batch: int) -> Fit:
-    """The fit on the first training windows."""
+    """The fit on the first training windows; raises :class:`UserError` when it is no number."""
     split = dataset.split("train")
     ids = np.arange(min(windows, split.count(window)))
     tokens = torch.from_numpy(split.read(ids, window)[:, :-1])
     found = [teacher.activations(part).flatten(0, 1) for part in tokens.split(batch)]
-    return measure_fit(sae, torch.cat(found))
+    fit = measure_fit(sae, torch.cat(found))
+    if not math.isfinite(fit.fvu):
+        raise UserError(
+            f"teacher={teacher.name}: its activations, or what the SAE makes of them, are not finite on the first "
+            "training windows: try dtype=float32"
+        )
+    return fit
 
 
 def refuse_bad_fit(fit: Fit, sae: SparseAutoencoder, folder: str | Path, max_fvu: float) -> None:

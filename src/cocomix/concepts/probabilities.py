@@ -16,6 +16,7 @@ from jaxtyping import Int, Shaped
 
 from cocomix.concepts.cache import Kind, TeacherCache
 from cocomix.concepts.costs import forward_flops
+from cocomix.concepts.labelling import not_finite
 from cocomix.concepts.labels import id_type
 from cocomix.concepts.teacher import Teacher
 from cocomix.data.columns import Column
@@ -45,6 +46,7 @@ class Probabilities(TeacherCache):
 
     def __init__(self, folder: Path, dataset: Dataset, manifest: dict[str, Any]) -> None:
         self.k: int = manifest["k"]
+        self._dataset = dataset
         super().__init__(folder, dataset, manifest, list(probability_columns(manifest["vocabulary"], self.k)))
 
     @classmethod
@@ -63,12 +65,11 @@ class Probabilities(TeacherCache):
 
     def mass(self) -> float:
         """What the K tokens hold of the probability, mean over the first training windows that were asked."""
-        split, total, tokens = "train", 0.0, 0
-        count = self._columns.count(split)
-        for first in range(0, min(count, MEASURED_WINDOWS), 64):
-            probs = self.read(PROBS, split, np.arange(first, min(first + 64, count, MEASURED_WINDOWS)))
-            sums = probs.astype(np.float32).sum(-1)
-            total, tokens = total + float(sums.sum()), tokens + int((sums > 0).sum())
+        total, tokens = 0.0, 0
+        asked = np.flatnonzero(self.coverage.mask(self._dataset.split("train"), self.window))[:MEASURED_WINDOWS]
+        for first in range(0, len(asked), 64):
+            sums = self.read(PROBS, "train", asked[first : first + 64]).astype(np.float32).sum(-1)
+            total, tokens = total + float(sums.sum()), tokens + sums.size
         return total / max(tokens, 1)
 
 
@@ -99,5 +100,7 @@ class ProbabilityMaker:
         inputs = torch.from_numpy(split.read(windows, self.window))[:, :-1]
         found = self.teacher.probabilities(inputs, self.k)
         assert found.tokens is not None
+        if not found.probs.isfinite().all():
+            raise not_finite("probabilities", split, windows)
         tokens = found.tokens.cpu().numpy().astype(self.columns[0].dtype)
         return tokens, found.probs.half().cpu().numpy()

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from cocomix.config import Count, Settings
+from cocomix.config import Count, Seed, Settings
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -93,7 +93,7 @@ class CacheSettings(Settings):
     train_windows: int | None = Field(
         None, ge=1, description="only the training windows that a run reads first, this many; none: all"
     )
-    train_seed: int = Field(0, ge=0, description="with train_windows: the seed of those runs")
+    train_seed: Seed = Field(0, description="with train_windows: the seed of those runs")
     unit_tokens: int = Field(
         1_048_576,
         ge=1,
@@ -159,7 +159,7 @@ class SaeTrainSettings(TeacherSettings):
     )
     window: int | None = Field(None, ge=1, description="tokens of a window; none: the dataset's")
     batch_windows: int = Field(8, ge=1, description="windows that go through the teacher at once")
-    seed: int = Field(0, ge=0, description="of the weights, the order of windows and of activations")
+    seed: Seed = Field(0, description="of the weights, the order of windows and of activations")
     checkpoint_seconds: float = Field(120, gt=0, description="time between checkpoints")
 
     @model_validator(mode="after")
@@ -242,7 +242,7 @@ class AtlasSettings(RunLabelsSettings):
     )
     promoted: int = Field(10, ge=1, le=1000, description="promoted and suppressed tokens to keep of each concept")
     nearest: int = Field(8, ge=1, le=1000, description="nearest concepts to keep of each concept")
-    seed: int = Field(0, ge=0, description="of the contexts that are drawn")
+    seed: Seed = Field(0, description="of the contexts that are drawn")
     student_tokens: int = Field(
         200_000, ge=1, description="with model=: tokens that the model reads, the held-out ones first, then training's"
     )

@@ -66,8 +66,7 @@ class ShardWork:
 
 
 def batch_size(due: Bool[np.ndarray, " N"], batch_windows: int) -> int:
-    """Windows of a shard that one batch spans: where few are due it spans more, and the teacher still sees about
-    ``batch_windows`` at once."""
+    """Windows of a shard that one batch spans: where few are due it spans more, so that about ``batch_windows`` are."""
     return max(1, round(batch_windows / max(due.mean(), 1 / len(due))))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Int
 
 from cocomix.errors import UserError
-from cocomix.files import read_json, sha256_file, sha256_json
+from cocomix.files import read_json, sha256_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -151,23 +151,14 @@ class Dataset:
 
         return AutoTokenizer.from_pretrained(str(self.tokenizer_folder), trust_remote_code=False)
 
-    def verify(self) -> list[str]:
-        """Re-hashes every shard; one sentence for each that is not what was written (more: verify.py)."""
-        return [
-            f"{shard.path} is not what was written: its hash is {found[:12]}…, the manifest says {shard.sha256[:12]}…"
-            for name in self.manifest["splits"]
-            for shard in self.split(name).shards
-            if (found := sha256_file(shard.path)) != shard.sha256
-        ]
-
 
 def check_size(path: Path, expected: int, what: str) -> None:
     """Raises :class:`UserError` when a file is absent or not ``expected`` bytes long."""
     if not path.is_file():
-        raise UserError(f"{what} {path} is missing: restore it, or delete {path.parent} and make it again")
+        raise UserError(f"{what} {path} is missing: restore it, or make it again in another folder")
     found = path.stat().st_size
     if found != expected:
         raise UserError(
             f"{what} {path} has {found:,} bytes where {expected:,} are due: it is truncated or foreign, "
-            f"restore it, or delete {path.parent} and make it again"
+            "restore it, or make it again in another folder"
         )

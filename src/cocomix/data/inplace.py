@@ -12,7 +12,7 @@ from cocomix.data.dataset import FORMAT, MANIFEST
 from cocomix.data.made import finished
 from cocomix.data.settings import PrepareSettings
 from cocomix.data.sources import sampled_hash
-from cocomix.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
+from cocomix.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash, vocabulary_size
 from cocomix.errors import UserError, explained
 from cocomix.files import write_json
 from cocomix.progress import Bar, progress
@@ -46,6 +46,12 @@ def take_in_place(settings: PrepareSettings) -> dict[str, Any]:
     if manifest is not None:
         return manifest
     tokenizer = load_tokenizer(settings.tokenizer)
+    if vocabulary_size(tokenizer) > 1 << 16:
+        raise UserError(
+            f"tokenizer={settings.tokenizer} has {vocabulary_size(tokenizer):,} entries, more than the uint16 ids of "
+            f"{source / FILES['train']} can tell apart: name the tokenizer that "
+            "made the file, or prepare the text itself"
+        )
     total = sum(sizes.values())
     with progress("reading token files, MB", -(-total // 1_000_000)) as bar:
         splits = {split: _read(source / name, tokenizer, settings, bar) for split, name in FILES.items()}
@@ -57,7 +63,7 @@ def take_in_place(settings: PrepareSettings) -> dict[str, Any]:
         "format": FORMAT,
         "window": settings.window,
         "dtype": "uint16",
-        "vocab_size": len(tokenizer),
+        "vocab_size": vocabulary_size(tokenizer),
         "eos_id": tokenizer.eos_token_id,
         "tokenizer": {"name": settings.tokenizer, "sha256": tokenizer_hash(tokenizer)},
         "splits": splits,
@@ -78,20 +84,27 @@ def _read(path: Path, tokenizer: Any, settings: PrepareSettings, bar: Bar) -> di
         raise UserError(
             f"{path} holds {size // 2:,} tokens, too few for window={settings.window}: set a smaller window="
         )
-    digest, ends, shown, last = hashlib.sha256(), 0, 0, -1
+    digest, ends, shown, last, wide = hashlib.sha256(), 0, 0, -1, True
+    size_of_vocabulary = vocabulary_size(tokenizer)
     with explained(path), path.open("rb") as file:
         while piece := file.read(PIECE):
             ids = np.frombuffer(piece, dtype=np.uint16)
-            if int(ids.max()) >= len(tokenizer):
+            if int(ids.max()) >= size_of_vocabulary:
                 raise UserError(
                     f"{path} holds the id {int(ids.max())}, but tokenizer={settings.tokenizer} has only "
-                    f"{len(tokenizer)} entries: name the tokenizer that made the file"
+                    f"{size_of_vocabulary} entries: name the tokenizer that made the file"
                 )
+            wide = wide and not ids[1::2].any()
             digest.update(piece)
             ends, last = ends + int((ids == tokenizer.eos_token_id).sum()), int(ids[-1])
             done = file.tell() // 1_000_000
             bar.advance(done - shown)
             shown = done
+    if wide:
+        raise UserError(
+            f"every second uint16 of {path} is zero, so its ids are wider (uint32?): write them as uint16, or "
+            "prepare the text itself"
+        )
     documents = ends + (last != tokenizer.eos_token_id)
     shard = {"file": path.name, "tokens": size // 2, "sha256": digest.hexdigest()}
     return {"shards": [shard], "documents": documents, "text_bytes": None}

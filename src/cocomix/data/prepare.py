@@ -27,7 +27,14 @@ from cocomix.data.made import STATE, finished
 from cocomix.data.settings import PrepareSettings
 from cocomix.data.shards import TRAIN, VAL, ShardWriter
 from cocomix.data.sources import Source, open_source
-from cocomix.data.tokenizer import Encoder, load_tokenizer, save_tokenizer, tokenizer_hash, train_tokenizer
+from cocomix.data.tokenizer import (
+    Encoder,
+    load_tokenizer,
+    save_tokenizer,
+    tokenizer_hash,
+    train_tokenizer,
+    vocabulary_size,
+)
 from cocomix.dist.lead import Crew, led
 from cocomix.dist.world import current
 from cocomix.errors import UserError, explained
@@ -80,7 +87,21 @@ def _prepare(source: Source, settings: PrepareSettings, crew: Crew) -> dict[str,
     out = Path(settings.out)
     made_of = {"source": source.identity, "settings": settings.choices()}
     manifest = finished(out, made_of)
-    return _Preparation(settings, source, out, made_of, crew).run() if manifest is None else manifest
+    if manifest is None:
+        return _Preparation(settings, source, out, made_of, crew).run()
+    _refuse_changed_tokenizer(settings, manifest)
+    return manifest
+
+
+def _refuse_changed_tokenizer(settings: PrepareSettings, manifest: dict[str, Any]) -> None:
+    """A folder of the same name may hold another tokenizer by now."""
+    if settings.tokenizer is None or not Path(settings.tokenizer).is_dir():
+        return
+    if tokenizer_hash(load_tokenizer(settings.tokenizer)) != manifest["tokenizer"]["sha256"]:
+        raise UserError(
+            f"{settings.out} was made with another tokenizer than tokenizer={settings.tokenizer} holds now: choose "
+            "another folder, or delete that one"
+        )
 
 
 class _Preparation:
@@ -103,7 +124,7 @@ class _Preparation:
         with self.stop:
             tokenizer = self._tokenizer()
             self.encoder = SharedEncoder(self.crew, Encoder(tokenizer), self.out / "tokenizer")
-            dtype = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
+            dtype = "uint16" if vocabulary_size(tokenizer) <= 1 << 16 else "uint32"
             counts = self._write_shards(dtype)
             if not all(writer.fills(self.settings.window) for writer in self.shards.values()):
                 # Seldom: few or short documents. Which are held out is chosen anew, from the text alone,
@@ -114,6 +135,11 @@ class _Preparation:
                 self.hold_out = self._fair_hold_out()
                 self._save_state()
                 counts = self._write_shards(dtype)
+                if not all(writer.fills(self.settings.window) for writer in self.shards.values()):
+                    raise UserError(
+                        f"{self.settings.source}: its held-out end has too few tokens for a window of "
+                        f"{self.settings.window}: set a larger val_fraction=, or a smaller window="
+                    )
         return self._finish(tokenizer, dtype, counts)
 
     def _save_state(self) -> None:
@@ -233,7 +259,7 @@ class _Preparation:
             "format": FORMAT,
             "window": self.settings.window,
             "dtype": dtype,
-            "vocab_size": len(tokenizer),
+            "vocab_size": vocabulary_size(tokenizer),
             "eos_id": self.encoder.eos_id,
             "tokenizer": {"name": self.settings.tokenizer or "trained here", "sha256": self.tokenizer_sha256},
             "splits": {split: writer.manifest() for split, writer in self.shards.items()},

@@ -39,6 +39,8 @@ def reader_for(path: Path) -> Reader | None:
 def read_txt(path: Path, settings: PrepareSettings) -> Iterator[tuple[str, int]]:
     """Documents between separators; without one the whole file, or a long file cut at blank lines."""
     separator, rest, read, cut_any = settings.separator, "", 0, False
+    if separator is not None:  # the text's line ends are made one character
+        separator = separator.replace("\r\n", "\n").replace("\r", "\n")
     for piece, read in _characters(path):
         rest += piece
         if separator is not None:
@@ -80,7 +82,7 @@ def read_jsonl(path: Path, settings: PrepareSettings) -> Iterator[tuple[str, int
             row = json.loads(text) if text.strip() else None
         except UnicodeDecodeError as error:
             raise _not_utf8(path, offset + error.start) from error
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also of a number too long to be read
             raise UserError(f"{where} is no valid JSON ({error}): mend or remove that line") from error
         offset += len(line) + 1
         if row is None and not text.strip():
@@ -105,7 +107,7 @@ def read_parquet(path: Path, settings: PrepareSettings) -> Iterator[tuple[str, i
                 raise _no_field(settings.field, names, str(path))
             row, rows = 0, max(1, file.metadata.num_rows)
             for batch in file.iter_batches(batch_size=256, columns=[settings.field]):
-                for value in batch.column(0).to_pylist():
+                for value in _values(batch.column(0), f"{path}, rows {row + 1} … {row + len(batch)}"):
                     row += 1
                     text = text_of({settings.field: value}, settings.field, f"{path}, row {row}")
                     yield text, size * row // rows
@@ -115,6 +117,13 @@ def read_parquet(path: Path, settings: PrepareSettings) -> Iterator[tuple[str, i
         if error.errno is not None:
             raise
         raise UserError(f"{path} is no whole parquet file ({error}): fetch it again") from error
+
+
+def _values(column: Any, where: str) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: the text is not UTF-8 ({error}): write the file again") from error
 
 
 def text_of(row: Mapping[str, Any], field: str, where: str) -> str:
@@ -188,7 +197,8 @@ def _pieces(path: Path) -> Iterator[tuple[bytes, int]]:
         elif suffix == ".zst":
             import zstandard
 
-            yield from _unpacked(path, raw, lambda: zstandard.ZstdDecompressor().decompressobj())
+            # files packed with --long have windows above zstandard's own limit
+            yield from _unpacked(path, raw, lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj())
         else:
             read = 0
             for piece in raw:
@@ -202,6 +212,8 @@ def _unpacked(path: Path, raw: Iterable[bytes], frame: Callable[[], Any]) -> Ite
     current, read = None, 0
     for packed in raw:
         read += len(packed)
+        if current is None and read > len(packed):
+            packed = packed.lstrip(b"\0")  # gzip allows zeros behind the last member
         while packed:
             current = frame() if current is None else current
             try:
@@ -210,7 +222,7 @@ def _unpacked(path: Path, raw: Iterable[bytes], frame: Callable[[], Any]) -> Ite
                 raise UserError(f"{path} is damaged before byte {read:,} ({error}): fetch it again") from error
             packed = b""
             if current.eof:
-                packed = current.unused_data.lstrip(b"\0")  # gzip allows zeros behind the last member
+                packed = current.unused_data.lstrip(b"\0")
                 current = None
             yield piece, read
     if current is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from cocomix.config import Settings
+from cocomix.config import Seed, Settings
 
 SMALLEST_VOCABULARY = 257
 """256 bytes and the end-of-text token."""
@@ -52,7 +52,7 @@ class PrepareSettings(Settings):
     shard_tokens: int = Field(
         1 << 25, ge=2, description="a shard ends with the document that brings it to so many tokens"
     )
-    seed: int = Field(0, ge=0, description="other seeds hold out other documents")
+    seed: Seed = Field(0, description="other seeds hold out other documents")
     limit_documents: int | None = Field(None, ge=1, description="read no more than so many documents")
 
     @model_validator(mode="after")

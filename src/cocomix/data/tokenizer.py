@@ -132,6 +132,11 @@ def _from_hub(name: str) -> PreTrainedTokenizerBase:
         raise hub_error("tokenizer", name, error) from error
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The largest id and one: more than the number of entries where ids have holes."""
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
+
+
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes the tokenizer's files into ``folder``, all or none."""
     temporary = folder.with_name(folder.name + TEMPORARY_SUFFIX)
@@ -139,9 +144,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         tokenizer.save_pretrained(str(temporary))
-        for path in temporary.iterdir():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
+        for path in temporary.rglob("*"):  # several chat templates lie in a folder of their own
+            if path.is_file():
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
         sync_folder(folder.parent)

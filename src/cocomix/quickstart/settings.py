@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from cocomix.config import Count, Settings
+from cocomix.config import Count, Seed, Settings
 
 
 class QuickstartSettings(Settings):
@@ -18,7 +18,7 @@ class QuickstartSettings(Settings):
     sae_tokens: Count = Field(250_000, ge=1, description="activations that the sparse autoencoder is trained on")
     latents: int = Field(512, ge=1, description="size of the concept dictionary")
     tokens: Count = Field(300_000, ge=1, description="tokens that each student is trained on")
-    seed: int = Field(0, ge=0, description="seed of weights and data order")
+    seed: Seed = Field(0, description="seed of weights and data order")
     prompt: str = Field("The economy of the island depends on", description="prompt of the steering samples")
     sentence: str = Field(
         "The country exports crude oil and natural gas to its neighbors.", description="sentence to look into"

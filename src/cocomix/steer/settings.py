@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from cocomix.config import Settings
+from cocomix.config import Seed, Settings
 
 DEVICE = "cpu, cuda, cuda:1 …; auto: cuda where there is one"
 
@@ -50,7 +50,7 @@ class GenerateSettings(Settings):
     top_p: float = Field(1.0, gt=0, le=1, description="sample within this probability mass")
     samples: int = Field(1, ge=1, description="texts to make of a prompt")
     beams: int = Field(1, ge=1, description="above 1: the likeliest texts by beam search, instead of sampling")
-    seed: int = Field(0, ge=0, description="the same seed gives the same text, alone or in a batch")
+    seed: Seed = Field(0, description="the same seed gives the same text, alone or in a batch")
     batch: int = Field(8, ge=1, description="with prompts=: prompts that go through the model at once")
     device: str = Field("auto", description=DEVICE)
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cocomix.concepts.settings import OnlineSettings, OnlineTeacherSettings
-from cocomix.config import Count, Settings, validated
+from cocomix.config import Count, Seed, Settings, validated
 from cocomix.dist.settings import DistSettings
 
 DEFAULT_BACKBONE = {"model_type": "gpt2"}
@@ -130,7 +130,7 @@ class TrainSettings(Settings):
 
     run: str = Field(description="run folder to write, e.g. runs/mine")
     method: str = Field("custom", description="name of the method, by which comparisons group runs")
-    seed: int = Field(0, ge=0, description="seed of weights, data order and dropout")
+    seed: Seed = Field(0, description="seed of weights, data order and dropout")
     resume: Literal["auto", "must", "never"] | int = Field(
         "auto",
         description="auto: go on from the last whole checkpoint, or begin; must: refuse to begin; never: refuse to go "
