@@ -2,23 +2,27 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cocomix.concepts import labelling
-from cocomix.concepts.attribution import label_windows
-from cocomix.concepts.extract import extract
+from cocomix.concepts.attribution import ConceptLabels, label_windows
+from cocomix.concepts.extract import extract, extract_probabilities
 from cocomix.concepts.labels import Labels
 from cocomix.concepts.load_sae import load_sae
-from cocomix.concepts.settings import AttributionSettings, ExtractSettings
-from cocomix.concepts.teacher import load_teacher
+from cocomix.concepts.sae import SparseAutoencoder
+from cocomix.concepts.settings import AttributionSettings, ExtractSettings, ProbabilitySettings
+from cocomix.concepts.teacher import Teacher, load_teacher
 from cocomix.data.dataset import Dataset
 from cocomix.errors import UserError
 from cocomix.files import read_json, write_json
@@ -165,6 +169,45 @@ def test_an_sae_that_does_not_fit_the_teacher_is_refused_unless_forced(
     with pytest.raises(UserError, match=r"of the variance of this block unexplained \(max_fvu=0.5\)"):
         extract(_settings(own_data, sae, **settings))
     assert extract(_settings(own_data, sae, **settings, force=True))["fit"]["fvu"] > 0.5
+
+
+@pytest.fixture
+def nan_teacher(teacher_path: Path, tmp_path: Path) -> Path:
+    """The teacher with a weight that is no number above the labelled block, and a sound stream below it."""
+    folder = Path(shutil.copytree(teacher_path, tmp_path / "nan"))
+    weights = load_file(folder / "model.safetensors")
+    above = next(name for name in weights if ".h.2." in name and name.endswith("c_fc.weight"))
+    weights[above][0, 0] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_a_teacher_that_is_not_finite_gives_no_labels(own_data: Path, sae_path: Path, nan_teacher: Path) -> None:
+    with pytest.raises(UserError, match="was trained on other weights than teacher=.* has now"):
+        extract(_settings(own_data, sae_path, teacher=str(nan_teacher)))
+    with pytest.raises(UserError, match=r"activations or gradients are not finite at windows 0 … \d+ of train"):
+        extract(_settings(own_data, sae_path, teacher=str(nan_teacher), force=True))
+    settings = {"data": str(own_data), "teacher": str(nan_teacher), "k": 4}
+    with pytest.raises(UserError, match="probabilities are not finite at windows 0"):
+        extract_probabilities(ProbabilitySettings.model_validate(settings))
+
+
+def test_the_teacher_sees_at_most_batch_windows_at_once_and_mass_is_of_what_was_asked(
+    own_data: Path, sae_path: Path, teacher_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, whole = [], label_windows
+
+    def counted(teacher: Teacher, sae: SparseAutoencoder, inputs: torch.Tensor, *more: Any) -> ConceptLabels:
+        sizes.append(len(inputs))
+        return whole(teacher, sae, inputs, *more)
+
+    monkeypatch.setattr(labelling, "label_windows", counted)
+    few = {"train_windows": 24, "train_seed": 3, "batch_windows": 4}
+    extract(_settings(own_data, sae_path, **few))
+    assert max(sizes) <= 4
+    settings = {"data": str(own_data), "teacher": str(teacher_path), "k": Dataset.open(own_data).vocab_size, **few}
+    made = extract_probabilities(ProbabilitySettings.model_validate(settings))
+    assert made["statistics"]["mass"] == pytest.approx(1, abs=1e-2)
 
 
 def test_parts_that_do_not_fit_are_refused(own_data: Path, teacher_path: Path, sae_path: Path, tmp_path: Path) -> None:

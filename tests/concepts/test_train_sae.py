@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cocomix.concepts import activations as activations_module
 from cocomix.concepts.activations import ActivationBatches
@@ -18,6 +19,7 @@ from cocomix.concepts.train_sae import train_sae
 from cocomix.config import load_settings
 from cocomix.data.dataset import Dataset
 from cocomix.errors import UserError
+from cocomix.files import read_json, write_json
 from cocomix.stopping import Stopped
 from cocomix.testing.teachers import tiny_sae
 
@@ -177,3 +179,23 @@ def test_check_equals_a_computation_at_once(dataset: Dataset, teacher_path: Path
     assert result["dead_share"] == pytest.approx(1 - float(fired.mean()))
     ablated = teacher.cross_entropy(tokens[:, :-1], tokens[:, 1:], lambda h: flat.mean(0).expand(h.shape))
     assert result["cross_entropy"]["ablated"] == pytest.approx(float(ablated), rel=1e-5)
+
+
+def test_a_teacher_that_was_trained_anew_is_another_one(
+    dataset: Dataset, teacher_path: Path, trained: Path, tmp_path: Path
+) -> None:
+    """Its folder has the same name; an SAE of the weights of before is not taken for one of these."""
+    moved, out = tmp_path / "teacher", tmp_path / "sae"
+    shutil.copytree(teacher_path, moved)
+    shutil.copytree(trained, out)
+    record = read_json(out / "training.json", "a record")
+    record["settings"]["teacher"] = str(moved)
+    write_json(out / "training.json", record)
+    settings = _settings(dataset, moved, out)
+    assert train_sae(settings)["teacher_fingerprint"] == record["teacher_fingerprint"]
+    weights = load_file(moved / "model.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, moved / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="with other weights than it has now"):
+        train_sae(settings)
+    shutil.rmtree(moved)
+    assert train_sae(settings)["fit"] == record["fit"], "what is finished does not need its teacher"

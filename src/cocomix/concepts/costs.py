@@ -1,7 +1,7 @@
 """Floating-point operations of the teacher's side, counted from its modules.
 
 Counted are matrix products (a multiply and an add are two operations) of what causal attention needs: position s
-of T looks at s keys, (T + 1)/2 on average. Norms, softmax, activations, TopK and look-ups are left out.
+of T looks at s keys, (T + 1)/2 on average. Norms, softmax, activations, TopK, look-ups and routers are left out.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def label_flops(
     row, dense = 2.0 * teacher.width, 2.0 * teacher.width * sae.latents
     if settings.select == "activation":
         return LabelFlops(activation_flops(teacher, window), 0.0, dense, 0.0)
-    products = [_products(block) for block in teacher.blocks]
+    products = [_products(teacher, block) for block in teacher.blocks]
     attention, head = attention_flops(teacher, window), 2.0 * teacher.width * teacher.config.vocab_size
     above = len(products) - teacher.block - 1
     operands = 1 if settings.gradient_of == "next_token" else 2
@@ -63,13 +63,13 @@ def label_flops(
 def forward_flops(teacher: Teacher, window: int) -> float:
     """A forward pass to the logits, a token."""
     head = 2.0 * teacher.width * teacher.config.vocab_size
-    return head + sum(_products(block) + attention_flops(teacher, window) for block in teacher.blocks)
+    return head + sum(_products(teacher, block) + attention_flops(teacher, window) for block in teacher.blocks)
 
 
 def activation_flops(teacher: Teacher, window: int) -> float:
     """What :meth:`Teacher.activations` costs a token: the blocks up to the named one."""
     below = teacher.blocks[: teacher.block + 1]
-    return sum(_products(block) for block in below) + len(below) * attention_flops(teacher, window)
+    return sum(_products(teacher, block) for block in below) + len(below) * attention_flops(teacher, window)
 
 
 def sae_step_flops(width: int, latents: int) -> float:
@@ -86,5 +86,9 @@ def attention_flops(teacher: Teacher, window: int) -> float:
     return 4.0 * config.num_attention_heads * size * (window + 1) / 2
 
 
-def _products(block: nn.Module) -> float:
-    return sum(2.0 * m.weight.numel() for m in block.modules() if isinstance(m, nn.Linear | Conv1D))
+def _products(teacher: Teacher, block: nn.Module) -> float:
+    dense = sum(m.weight.numel() for m in block.modules() if isinstance(m, nn.Linear | Conv1D))
+    # A mixture of experts keeps the weights of all in one tensor, of which a token uses a few.
+    experts = [p for m in block.modules() for p in m.parameters(recurse=False) if p.dim() == 3]
+    chosen = getattr(teacher.config, "num_experts_per_tok", None)
+    return 2.0 * (dense + sum(p.numel() * (1.0 if chosen is None else chosen / len(p)) for p in experts))

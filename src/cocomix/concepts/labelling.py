@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from cocomix.concepts.attribution import NotFinite, check_attribution, label_windows
 from cocomix.concepts.costs import label_flops
 from cocomix.concepts.labels import label_columns
-from cocomix.concepts.pair import Fit, Names, check_fit, load_pair, refuse_bad_fit
+from cocomix.concepts.pair import Fit, Names, check_fit, load_pair, refuse_bad_fit, refuse_other_teacher
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.settings import AttributionSettings, LabellingSettings
 from cocomix.concepts.teacher import Teacher
@@ -51,6 +51,7 @@ class Labeller:
         check_attribution(teacher, sae, settings.attribution)
         fit = check_fit(teacher, sae, dataset, window, FIT_WINDOWS, settings.batch_windows)
         if not settings.force:
+            refuse_other_teacher(teacher, settings.sae)
             refuse_bad_fit(fit, sae, settings.sae, settings.max_fvu)
         return cls(teacher, sae, settings.attribution, window, fit)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import copy
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import nn
+from torch import Tensor, nn
 
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.teacher import Teacher
@@ -29,17 +30,16 @@ def lens_tokens(
 ) -> tuple[Best, Best]:
     """The ``number`` tokens that each latent's direction raises most, and those that it lowers most.
 
-    score = (w − w̄) ⊙ γ · (u − ū): w the unit decoder row, w̄ the mean of all rows, γ the final norm's weight (for a
+    score = (w − w̄) ⊙ γ · (u − ū): w the unit decoder row, w̄ the mean of all rows, γ the final norm's scale (for a
     LayerNorm the row's own mean is taken off first), u a token's unembedding, ū the mean over tokens. ``occurring``
     are the token ids to choose from: the vectors of tokens that no text holds were never trained.
     """
-    norm = teacher.final_norm()
+    scale = norm_scale(teacher.final_norm(), teacher.width)
     rows = _unit(sae)
     rows = rows - rows.mean(0)
-    if isinstance(norm, nn.LayerNorm):
+    if scale.centred:
         rows = rows - rows.mean(-1, keepdim=True)
-    weight: Any = norm.weight
-    rows = rows * weight.float()
+    rows = rows * scale.gamma.to(rows.device)
     unembedding = teacher.model.get_output_embeddings().weight[torch.from_numpy(occurring)].float()
     unembedding = unembedding - unembedding.mean(0)
     number = min(number, len(occurring))
@@ -70,6 +70,29 @@ def nearest_concepts(sae: SparseAutoencoder, number: int) -> Best:
         ids.append(found.indices)
         cosines.append(found.values)
     return Best(torch.cat(ids).cpu().numpy(), torch.cat(cosines).cpu().numpy())
+
+
+class Scale(NamedTuple):
+    """What a norm does to a direction, apart from its length."""
+
+    gamma: Float[Tensor, " D"]
+    centred: bool
+    """Whether its own mean is taken off."""
+
+
+def norm_scale(norm: nn.Module, width: int) -> Scale:
+    """Measured, not read off ``norm.weight``: some families keep γ − 1 there (Gemma), some have no weight (OLMo)."""
+    norm = copy.deepcopy(norm).float()
+    device = next((p.device for p in norm.parameters()), torch.device("cpu"))
+
+    def odd(x: Tensor) -> Tensor:
+        return (norm(x) - norm(-x)) / 2  # without the bias
+
+    ones = torch.ones(width, device=device)
+    signs = ones.clone()
+    signs[1::2] = -1  # mean 0, root mean square 1
+    gamma = odd(signs) * signs
+    return Scale(gamma, bool(odd(ones).abs().max() < 1e-3 * gamma.abs().max()))
 
 
 def _unit(sae: SparseAutoencoder) -> torch.Tensor:

@@ -147,6 +147,16 @@ def check_fit(teacher: Teacher, sae: SparseAutoencoder, dataset: Dataset, window
     return fit
 
 
+def refuse_other_teacher(teacher: Teacher, folder: str) -> None:
+    """Raises :class:`UserError` when an SAE's record tells of other weights than this teacher has."""
+    record = training_record(folder) or {}
+    if record.get("teacher_fingerprint", teacher.fingerprint) != teacher.fingerprint:
+        raise UserError(
+            f"sae={folder} was trained on other weights than teacher={teacher.name} has now: train it again with "
+            "'cocomix sae train' and another out=, or extract all the same with force=true"
+        )
+
+
 def refuse_bad_fit(fit: Fit, sae: SparseAutoencoder, folder: str | Path, max_fvu: float) -> None:
     """Raises :class:`UserError` when an SAE is sick here: wrong block, teacher, activation, normalisation show so.
 

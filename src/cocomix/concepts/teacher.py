@@ -212,14 +212,12 @@ class Teacher:
         for parent in self.model.modules():
             children = list(parent.children())
             if any(child is self.blocks for child in children):
-                norms = [
-                    child
-                    for child in children
-                    if getattr(getattr(child, "weight", None), "shape", None) == (self.width,)
-                ]
+                norms = [child for child in children if "norm" in type(child).__name__.lower()]
                 if norms:
                     return norms[-1]
-        raise UserError(f"teacher {self.name} ({self.config.model_type}) has no final norm beside its blocks")
+        raise UserError(
+            f"teacher {self.name} ({self.config.model_type}) has no final norm beside its blocks: it can have no atlas"
+        )
 
     def check_fits(self, dataset: Dataset, window: int) -> None:
         """Raises :class:`UserError` when windows of ``dataset`` are no text to this teacher."""

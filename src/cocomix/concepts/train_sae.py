@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from cocomix.allocator import keep_freed_memory
 from cocomix.concepts.activations import ActivationBatches
@@ -23,6 +25,7 @@ from cocomix.concepts.sae_saelens import SAELENS_CONFIG, SAELENS_WEIGHTS
 from cocomix.concepts.settings import SaeTrainSettings
 from cocomix.concepts.shared_activations import ActivationHelper, Open, SharedBatches
 from cocomix.concepts.teacher import Teacher, load_teacher, pick_dtype
+from cocomix.concepts.teacher_files import find_teacher
 from cocomix.data.dataset import Dataset
 from cocomix.devices import pick_device
 from cocomix.dist.lead import Crew, led
@@ -61,7 +64,7 @@ def _train(settings: SaeTrainSettings, crew: Crew) -> dict[str, Any]:
     }
     if (out / RECORD).is_file():
         record = read_json(out / RECORD, "an SAE's training record")
-        _refuse_other(out, record, identity)
+        _refuse_other(out, record, identity | _teacher_now(settings.teacher))
         say(f"{out}: finished already")
         return record
     if out.is_dir() and any(out.iterdir()) and not list(out.glob("checkpoint-*")):
@@ -69,12 +72,22 @@ def _train(settings: SaeTrainSettings, crew: Crew) -> dict[str, Any]:
     crew.deal([Open()] * crew.helpers)
     batches = SharedBatches(**vars(_batches(settings, dataset)), crew=crew)
     crew.collect()
+    teacher = batches.teacher
+    identity |= {"teacher_fingerprint": teacher.fingerprint, "teacher_dtype": teacher.dtype, "window": batches.window}
     training = _Training(settings, batches, identity, out)
     with explained(out):  # a folder that cannot be written to is told before the work, not after it
         out.mkdir(parents=True, exist_ok=True)
     training.resume()
     training.fit()
     return training.finish()
+
+
+def _teacher_now(name: str) -> dict[str, Any]:
+    """What tells the teacher's weights from those of another training; nothing where it is no longer there."""
+    try:
+        return {"teacher_fingerprint": find_teacher(name).fingerprint()}
+    except UserError:
+        return {}
 
 
 def _batches(settings: SaeTrainSettings, dataset: Dataset) -> ActivationBatches:
@@ -124,10 +137,18 @@ class _Training:
             self.batches.expect([*self._buffers_left(), 0])
             return
         self.batches.expect([0, *self._buffers_left(), 0])  # the first for the scale, the last for the fit
-        first = self.batches.buffer(0)
+        first = self._first_buffer()
         scale = float(self.teacher.width**0.5 / first.norm(dim=-1).mean())
         self.trainer.activation_scaler.scaling_factor = scale
         self.trainer.sae.b_dec.data.copy_(first.mean(0) * scale)
+
+    def _first_buffer(self) -> Float[Tensor, "N D"]:
+        """Made before the steps for the scale and behind them for the fit; its time is part of the training's."""
+        start, helped = time.perf_counter(), self.batches.seconds_of_helpers
+        first = self.batches.buffer(0)
+        self.seconds += time.perf_counter() - start
+        self.seconds_of_helpers += self.batches.seconds_of_helpers - helped
+        return first
 
     def _buffers_left(self) -> range:
         """The buffers that the steps from here to the end are taken from."""
@@ -197,15 +218,15 @@ class _Training:
                     (temporary / name).replace(self.out / name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        fit = measure_fit(load_sae(self.out, self.teacher.device), self.batches.buffer(0))
+        fit = measure_fit(load_sae(self.out, self.teacher.device), self._first_buffer())
         tokens = self.steps * settings.batch_tokens
-        # The teacher runs for whole buffers; the few activations that fill no batch are counted too.
-        read = -(-self.steps // self.batches.batches_per_buffer) * self.batches.buffer_windows * window
+        # The teacher runs for whole buffers: the few activations that fill no batch are counted too, and the first
+        # buffer, which the scale and the fit want once more each.
+        buffers = -(-self.steps // self.batches.batches_per_buffer) + 2
+        read = buffers * self.batches.buffer_windows * window
         record = {
             **self.identity,
             "teacher": settings.teacher,
-            "teacher_fingerprint": self.teacher.fingerprint,
-            "teacher_dtype": self.teacher.dtype,
             "teacher_quantisation": self.teacher.quantisation,
             "block": settings.block,
             "latents": settings.latents,
@@ -280,6 +301,12 @@ def _refuse_other(out: Path, found: dict[str, Any], identity: dict[str, Any]) ->
             )
     if found["dataset"] != identity["dataset"]:
         raise UserError(f"out={out} holds an SAE trained on another dataset: choose another folder")
+    for key, what in (("teacher_fingerprint", "weights"), ("teacher_dtype", "numbers"), ("window", "windows")):
+        if key in identity and found.get(key) not in (None, identity[key]):  # older ones do not tell all
+            raise UserError(
+                f"out={out} holds an SAE of teacher={identity['settings']['teacher']} with other {what} than it has "
+                "now: choose another folder or delete that one"
+            )
 
 
 def _order_keys(path: Path) -> None:
