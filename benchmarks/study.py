@@ -11,7 +11,7 @@ A tokenizer, a teacher and its sparse autoencoder are trained on the text; then,
   search at a shorter one may mislead a method that begins slowly;
 - ``short``: the ablations, one seed each, at the shorter one, beside the same methods at that budget;
 - ``shift``: a teacher that has not seen some sources (``--without``), labels by it, and students on all sources;
-- ``steering``: steering scores of the main stage's students of concepts, first seed;
+- ``steering``: steering scores of the paper's mixing and of the two cheap ones, first seed of the main stage;
 - ``times``: seconds of a step of each row and of the teacher's parts, measured in turn in one process, since runs of a
   study share the machine with each other;
 - ``report``: comparisons, and ``study.json`` with all that was found.
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -200,6 +201,11 @@ def last_loss(run: Path) -> float:
     return float(loss) if isinstance(loss, int | float) and loss == loss else float("inf")
 
 
+def finite(loss: float) -> float | None:
+    """A loss as JSON knows it; None: the run diverged."""
+    return loss if math.isfinite(loss) else None
+
+
 def search(plan: Plan) -> dict[str, float]:
     """The learning rate of each method: of three, doubled or halved on while the best lies at an edge."""
     losses: dict[str, dict[float, float]] = {name: {} for name in SEARCHED}
@@ -215,7 +221,8 @@ def search(plan: Plan) -> dict[str, float]:
                     losses[name][rate] = last_loss(plan.folder / stage / f"{name}-{rate:g}-s0")
                 due[name] = beyond(losses[name])
     found = {name: min(by_rate, key=by_rate.__getitem__) for name, by_rate in losses.items()}
-    write_json(plan.folder / "search.json", {"losses": losses, "chosen": found})
+    told = {name: {rate: finite(loss) for rate, loss in by_rate.items()} for name, by_rate in losses.items()}
+    write_json(plan.folder / "search.json", {"losses": told, "chosen": found})
     return found
 
 
@@ -328,7 +335,7 @@ def write_without(source: Path, target: Path, without: list[str]) -> None:
 
 
 def steer(plan: Plan) -> None:
-    """Steering scores of the students of concepts, first seed each."""
+    """Steering scores of the methods with labels, first seed each."""
     for method, made in METHODS.items():
         if "labels" in made:
             score_steering(plan.folder / "main" / f"{method}-s{plan.seeds[0]}", plan.concepts)
@@ -419,7 +426,9 @@ def report(plan: Plan, source: Path, without: list[str]) -> None:
         "teacher_loss": last_loss(plan.folder / "teacher"),
         "sae": read_json(plan.folder / "teacher-sae" / "check.json", "a check"),
         "search": read_json(plan.folder / "search.json", "a search"),
-        "rates": {path.parent.name: last_loss(path.parent) for path in (plan.folder / "rates").glob("*/run.json")},
+        "rates": {
+            path.parent.name: finite(last_loss(path.parent)) for path in (plan.folder / "rates").glob("*/run.json")
+        },
         "times": times,
         "upstream_shared_by": max(1, sharing),
         "concepts": {name: measure_concepts(runs, plan.data) for name, runs in folders.items()},

@@ -104,16 +104,20 @@ def opening(folder: Path, study: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def longer_rates(losses: Mapping[str, float], plan: Mapping[str, Any]) -> list[str]:
+def longer_rates(losses: Mapping[str, float | None], plan: Mapping[str, Any]) -> list[str]:
     """What the rates that were not chosen come to at the main stage's budget."""
     if not losses:
         return []
-    told = ", ".join(f"`{run.rpartition('-s')[0]}` {loss:.3f}" for run, loss in sorted(losses.items()))
-    return [f"The rates that were not chosen, at {plan['tokens'] / 1e6:g}M tokens (first seed): {told}.\n"]
+    each = ", ".join(f"`{run.rpartition('-s')[0]}` {nats(loss)}" for run, loss in sorted(losses.items()))
+    return [f"The rates that were not chosen, at {plan['tokens'] / 1e6:g}M tokens (first seed): {each}.\n"]
 
 
-def tried(losses: Mapping[str, float]) -> str:
-    return ", ".join(f"{float(rate):g}: {loss:.3f}" for rate, loss in sorted(losses.items(), key=lambda x: float(x[0])))
+def tried(losses: Mapping[str, float | None]) -> str:
+    return ", ".join(f"{float(rate):g}: {nats(losses[rate])}" for rate in sorted(losses, key=float))
+
+
+def nats(loss: float | None) -> str:
+    return "diverged" if loss is None else f"{loss:.3f}"
 
 
 def main_table(comparison: Comparison, study: Mapping[str, Any]) -> list[str]:

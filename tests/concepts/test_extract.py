@@ -23,6 +23,7 @@ from cocomix.concepts.load_sae import load_sae
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.settings import AttributionSettings, ExtractSettings, ProbabilitySettings
 from cocomix.concepts.teacher import Teacher, load_teacher
+from cocomix.concepts.verify import verify_caches
 from cocomix.data.dataset import Dataset
 from cocomix.errors import UserError
 from cocomix.files import read_json, write_json
@@ -255,6 +256,9 @@ def test_damaged_label_files_are_named(own_data: Path, sae_path: Path) -> None:
         Labels.open(dataset, "damaged")
     path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     assert [line.split(" is not")[0] for line in Labels.open(dataset, "damaged").verify()] == [str(path)]
+    verdict = verify_caches(dataset)
+    assert verdict.caches == 1
+    assert [line.split(" is not")[0] for line in verdict.problems] == [str(path)]
     path.unlink()
     with pytest.raises(UserError, match=r"val-00000.concept_ids.bin is missing"):
         Labels.open(dataset, "damaged")

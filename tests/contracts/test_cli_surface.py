@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from cocomix.cli.app import VERBS
 
@@ -56,3 +57,15 @@ def test_examples_on_the_page_can_be_parsed() -> None:
     for line in lines:
         words = shlex.split(line)
         assert tuple(words[1:2]) in verbs or tuple(words[1:3]) in verbs, line
+
+
+def test_a_device_without_memory_is_a_sentence_with_the_settings_that_help(tmp_path, capfd, monkeypatch) -> None:
+    from cocomix.cli import run
+    from cocomix.data import verify
+
+    def full(folder):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB. GPU 0 has …")
+
+    monkeypatch.setattr(verify, "verify", full)
+    assert run(["data", "verify", str(tmp_path)]) == 2
+    assert capfd.readouterr().err.startswith("error: CUDA out of memory: set more micro_batches= (training)")

@@ -9,6 +9,7 @@ import pytest
 from cocomix.data.dataset import Dataset
 from cocomix.data.prepare import prepare
 from cocomix.data.settings import PrepareSettings
+from cocomix.data.tokenizer import load_tokenizer, save_tokenizer
 from cocomix.data.verify import verify
 from cocomix.errors import UserError
 from cocomix.testing.text import tiny_dataset
@@ -69,6 +70,21 @@ def test_ids_of_another_tokenizer_are_refused(made: Dataset, nanogpt: Path, tmp_
     np.array([5000] * 100, dtype=np.uint16).tofile(nanogpt / "val.bin")
     with pytest.raises(UserError, match=r"val\.bin holds the id 5000, but tokenizer=.* has only 384 entries"):
         taken(nanogpt, tmp_path / "out", tokenizer=str(made.folder))
+
+
+def test_wider_ids_are_told_from_uint16(made: Dataset, nanogpt: Path, tmp_path: Path) -> None:
+    ids = np.fromfile(nanogpt / "val.bin", dtype=np.uint16)
+    ids.astype(np.uint32).tofile(nanogpt / "val.bin")
+    with pytest.raises(UserError, match=r"every second uint16 of .*val\.bin is zero"):
+        taken(nanogpt, tmp_path / "out", tokenizer=str(made.folder))
+
+
+def test_vocabulary_beyond_uint16_is_refused(made: Dataset, nanogpt: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(made.folder))
+    tokenizer.add_tokens([f"<{number}>" for number in range(1 << 16)])
+    save_tokenizer(tokenizer, tmp_path / "large")
+    with pytest.raises(UserError, match=r"has 65,\d+ entries, more than the uint16 ids"):
+        taken(nanogpt, tmp_path / "out", tokenizer=str(tmp_path / "large"))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from cocomix.data.dataset import Dataset
 from cocomix.data.heldout import divide, fair_hold_out, position_of
 from cocomix.data.prepare import prepare
 from cocomix.data.settings import PrepareSettings
+from cocomix.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from cocomix.errors import UserError
 from cocomix.testing.text import english_like, tiny_dataset
 
@@ -169,6 +170,17 @@ def test_single_document_is_divided_at_a_paragraph_near_its_end(tmp_path: Path, 
     assert 0.05 < len(val) / len(text) < 0.2
 
 
+def test_single_document_whose_end_fills_no_window_is_told(tmp_path: Path, tokenizer: str) -> None:
+    (text,) = english_like(1, sentences=60)
+    longest = max((load_tokenizer(tokenizer).decode([id]) for id in range(256, 384)), key=len)
+    dense = "".join(f"{a}.{b};" for a, b in zip("bcdfghjk" * 200, "lmnpqrst" * 200, strict=True))  # a token a character
+    (tmp_path / "a.txt").write_text(dense + text + longest * 600)
+    with pytest.raises(
+        UserError, match=r"held-out end has too few tokens for a window of \d+: set a larger val_fraction"
+    ):
+        prepared_with(tokenizer, tmp_path / "a.txt", tmp_path / "out", val_fraction=0.01, window=64)
+
+
 @given(text=st.text(alphabet="ab .\n", min_size=2, max_size=200), share=st.floats(0.5, 0.999))
 def test_division_loses_nothing_and_is_near_the_share(text: str, share: float) -> None:
     head, tail = divide(text, share)
@@ -240,6 +252,15 @@ def test_other_settings_or_text_for_a_finished_dataset_are_refused_by_name(tmp_p
     write_jsonl(source, list(english_like(21)))
     with pytest.raises(UserError, match=r"made of another source, with bytes=\d+ where this command has"):
         prepared_with(tokenizer, source, tmp_path / "out")
+
+
+def test_finished_dataset_knows_when_its_tokenizer_was_made_anew(tmp_path: Path, tokenizer: str) -> None:
+    source, own = write_jsonl(tmp_path / "a.jsonl", list(english_like(20))), tmp_path / "tokenizer"
+    save_tokenizer(load_tokenizer(tokenizer), own)
+    prepared_with(str(own), source, tmp_path / "out")
+    save_tokenizer(train_tokenizer(english_like(3), 300), own)
+    with pytest.raises(UserError, match="was made with another tokenizer than tokenizer=.* holds now"):
+        prepared_with(str(own), source, tmp_path / "out")
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:

@@ -58,6 +58,24 @@ def test_several_members_of_a_packed_file_are_one_text(tmp_path: Path) -> None:
     halves = data[:30], data[30:]
     assert read(write(tmp_path / "a.jsonl.gz", b"".join(map(gzip.compress, halves)) + b"\0\0")) == TEXTS
     assert read(write(tmp_path / "a.jsonl.zst", b"".join(map(zstd, halves)))) == TEXTS
+    padded = gzip.compress(data) + bytes(3 * readers.PIECE)  # as tape archives are
+    assert read(write(tmp_path / "padded.jsonl.gz", padded)) == TEXTS
+
+
+def test_files_packed_with_a_long_window_are_read(tmp_path: Path) -> None:
+    long = zstandard.ZstdCompressionParameters(window_log=28)
+    packed = zstandard.ZstdCompressor(compression_params=long).compressobj()
+    data = packed.compress(jsonl(TEXTS)) + packed.flush()
+    assert read(write(tmp_path / "a.jsonl.zst", data)) == TEXTS
+
+
+def test_bad_bytes_in_a_parquet_column_are_told_with_their_rows(tmp_path: Path) -> None:
+    column = pyarrow.Array.from_buffers(
+        pyarrow.string(), 1, [None, pyarrow.py_buffer(b"\0\0\0\0\2\0\0\0"), pyarrow.py_buffer(b"\xff\xfe")]
+    )
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet, rows 1 … 1: the text is not UTF-8"):
+        read(tmp_path / "a.parquet")
 
 
 @given(texts=st.lists(st.text(max_size=30), max_size=8), piece=st.integers(1, 40))
@@ -121,6 +139,11 @@ def test_separator_cuts_a_text_file(tmp_path: Path) -> None:
     assert read(path, separator="<|endoftext|>") == ["one", "two\n\nstill two", "three"]
 
 
+def test_separator_of_windows_line_ends_cuts_a_text_of_either(tmp_path: Path) -> None:
+    for name, text in (("a.txt", b"one\r\n\r\ntwo"), ("b.txt", b"one\n\ntwo")):
+        assert read(write(tmp_path / name, text), separator="\r\n\r\n") == ["one", "two"]
+
+
 def test_separator_that_is_never_found_is_told_before_memory_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +168,7 @@ def test_null_is_an_empty_text(tmp_path: Path) -> None:
         ("a.txt.gz", gzip.compress(b"abc\xff"), r"byte 3 of the unpacked text is wrong"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', r"a\.jsonl is not UTF-8: byte 24 is wrong"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', r"a\.jsonl, line 2 is no valid JSON"),
+        ("a.jsonl", b'{"text": "a", "id": ' + b"1" * 5000 + b"}\n", r"a\.jsonl, line 1 is no valid JSON"),
         ("a.jsonl", b'{"text": "a"}\n["b"]\n', r"a\.jsonl, line 2 is a JSON list where an object"),
         ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl, line 1: field=text holds a int, text is wanted"),
         ("a.jsonl", b'{"txt": "a", "id": 1}\n', r"no field=text \(did you mean 'txt'\?\); fields here: txt, id"),

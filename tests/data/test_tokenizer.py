@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from cocomix.data.tokenizer import Encoder, load_tokenizer, save_tokenizer, tokenizer_hash, train_tokenizer
+from cocomix.data.tokenizer import (
+    Encoder,
+    load_tokenizer,
+    save_tokenizer,
+    tokenizer_hash,
+    train_tokenizer,
+    vocabulary_size,
+)
 from cocomix.errors import UserError
 from cocomix.testing.text import english_like
 
@@ -64,6 +71,24 @@ def test_hash_survives_saving_and_use(trained: PreTrainedTokenizerBase, tmp_path
     loaded.save_pretrained(str(tmp_path / "again"))
     again = AutoTokenizer.from_pretrained(str(tmp_path / "again"))
     assert tokenizer_hash(again) == tokenizer_hash(trained)
+
+
+def test_several_chat_templates_are_saved(trained: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    several = load_tokenizer(str(_saved(trained, tmp_path / "one")))
+    several.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    save_tokenizer(several, tmp_path / "several")
+    assert load_tokenizer(str(tmp_path / "several")).chat_template == several.chat_template
+
+
+def test_size_of_a_vocabulary_with_holes_is_its_largest_id_and_one() -> None:
+    words = {"a": 0, "b": 70_000, "</s>": 5}
+    backend = Tokenizer(models.WordLevel(words, unk_token="a"))
+    assert vocabulary_size(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")) == 70_001
+
+
+def _saved(tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    save_tokenizer(tokenizer, folder)
+    return folder
 
 
 def test_hash_tells_tokenizers_apart(trained: PreTrainedTokenizerBase) -> None:

@@ -53,6 +53,16 @@ def run(words: Sequence[str] | None = None) -> int:
     except RankLost as lost:
         tell(f"error: {lost}; the same command goes on from the last checkpoint", True)
         return EXIT_LOST
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; it is not imported for its name alone
+            raise
+        first = str(error).split(". ")[0]
+        tell(
+            f"error: {first}: set more micro_batches= (training), or a smaller batch_windows= or batch= (all else); "
+            "what was saved is kept",
+            True,
+        )
+        return 2
     if code == INTERRUPTED:
         tell("interrupted: finished steps are kept, run the same command to go on")
     return code if isinstance(code, int) else 0

@@ -72,18 +72,22 @@ def prepare(source: Source, out: Out, words: Overrides = None, json: Json = Fals
 
 
 def verify(dataset: Folder, json: Json = False) -> None:
-    """Check that a dataset folder is still what was written: hashes, sizes, token ids, tokenizer.
+    """Check that a dataset folder is still what was written: shards, tokenizer, labels, probabilities.
 
-    Reads every shard, names all that is wrong, and then exits with code 2.
+    Reads every shard and every finished cache, names all that is wrong, and then exits with code 2.
 
     Example:
 
       cocomix data verify data/mine
     """
+    from cocomix.concepts.verify import verify_caches
+    from cocomix.data.dataset import Dataset
     from cocomix.data.verify import verify as verify_dataset
 
-    verdict = verify_dataset(dataset)
-    good = f"{dataset} is whole: {verdict.shards} shards, {verdict.tokens:,} tokens"
-    show({"dataset": str(dataset), **verdict.as_json()}, "\n".join(verdict.problems) or good, json)
-    if verdict.problems:
+    verdict, caches = verify_dataset(dataset), verify_caches(Dataset.read(dataset))
+    problems = [*verdict.problems, *caches.problems]
+    good = f"{dataset} is whole: {verdict.shards} shards, {verdict.tokens:,} tokens, {caches.caches} caches"
+    result = verdict.as_json() | {"ok": not problems, "caches": caches.caches, "problems": problems}
+    show({"dataset": str(dataset), **result}, "\n".join(problems) or good, json)
+    if problems:
         raise typer.Exit(2)

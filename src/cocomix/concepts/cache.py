@@ -14,6 +14,7 @@ from cocomix.data.columns import Column, Columns
 from cocomix.data.dataset import Dataset, Split
 from cocomix.errors import UserError, near_name
 from cocomix.files import read_json, sha256_file, sha256_json
+from cocomix.progress import progress
 
 UNFINISHED = "extraction.json"
 FORMAT = 1
@@ -124,9 +125,14 @@ class TeacherCache:
 
     def verify(self) -> list[str]:
         """Re-hashes every file; one sentence for each that is not what was written."""
-        return [
-            f"{self.folder / name} is not what was written: its hash is {found[:12]}…, the manifest says "
-            f"{due[:12]}…: extract the {self.kind.name} again"
-            for name, due in self.manifest["files"].items()
-            if (found := sha256_file(self.folder / name)) != due
-        ]
+        problems = []
+        with progress(f"verifying {self.kind.name} {self.folder.name}, files", len(self.manifest["files"])) as bar:
+            for name, due in self.manifest["files"].items():
+                found = sha256_file(self.folder / name)
+                if found != due:
+                    problems.append(
+                        f"{self.folder / name} is not what was written: its hash is {found[:12]}…, the manifest says "
+                        f"{due[:12]}…: extract the {self.kind.name} again under another name"
+                    )
+                bar.advance()
+        return problems

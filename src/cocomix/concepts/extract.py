@@ -109,8 +109,8 @@ def _begin(settings: AnySettings, recipe: Recipe) -> Begun:
     window = settings.window or dataset.window
     folder = dataset.folder / kind.name / settings.name
     identity = identity_of(settings, dataset)
-    path, layout = folder / UNFINISHED, Layout(settings.batch_windows, settings.unit_tokens)
-    state = State(path, identity, layout)
+    path = folder / UNFINISHED
+    state = State(path, identity, Layout(settings.batch_windows, settings.unit_tokens))
     if (folder / kind.manifest).is_file():
         manifest = recipe.cache.read_manifest(folder)
         refuse_other(folder, kind.name, manifest, identity, settings.dtype)
@@ -118,7 +118,7 @@ def _begin(settings: AnySettings, recipe: Recipe) -> Begun:
         say(f"{folder}: finished already")
         return Begun(identity, state, manifest)
     if path.is_file():
-        state = State.read(path, layout)
+        state = State.read(path)
         refuse_other(folder, kind.name, state.identity, identity, settings.dtype)
         identity["teacher"]["dtype"] = state.identity["teacher"]["dtype"]
         say(f"{folder}: going on behind {sum(map(sum, state.windows.values())):,} windows")

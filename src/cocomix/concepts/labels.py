@@ -64,11 +64,6 @@ class Labels(TeacherCache):
         return self._columns.read(split, STRENGTHS, window_ids)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """``labels.json`` of a folder; raises :class:`UserError` when it is none of this version."""
-    return Labels.read_manifest(folder)
-
-
 def open_labels(folder: Path | str) -> tuple[Labels, Dataset]:
     """The labels in a folder ``<dataset>/labels/<name>``, and that dataset."""
     folder = Path(folder)

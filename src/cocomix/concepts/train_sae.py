@@ -58,7 +58,7 @@ def train_sae(settings: SaeTrainSettings) -> dict[str, Any]:
 def _train(settings: SaeTrainSettings, crew: Crew) -> dict[str, Any]:
     out = Path(settings.out)
     dataset = Dataset.open(settings.data)
-    identity = {
+    identity: dict[str, Any] = {
         "dataset": dataset.fingerprint,
         "settings": settings.model_dump(mode="json", exclude=FREE) | {"data": None},
     }

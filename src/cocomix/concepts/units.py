@@ -108,11 +108,9 @@ class State:
     """Worked so far, ranks added up."""
 
     @classmethod
-    def read(cls, path: Path, layout: Layout) -> State:
-        """The state in ``path``, whatever number of ranks left it; ``layout`` is for one that says nothing of units."""
+    def read(cls, path: Path) -> State:
+        """The state in ``path``, whatever number of ranks left it."""
         saved = read_json(path, "the state of an extraction")
-        if "layout" not in saved:  # from before there were units: what was finished stays
-            saved |= {"layout": layout, "windows": {}}
         return cls(
             path, saved["identity"], Layout(*saved["layout"]), saved["windows"], saved["files"], saved["seconds"]
         )
