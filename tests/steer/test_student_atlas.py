@@ -25,6 +25,7 @@ from cocomix.steer import student_atlas_build
 from cocomix.steer.edits import Edit, steering
 from cocomix.steer.student_atlas import StudentAtlas, card
 from cocomix.steer.student_atlas_build import TEXT_LENGTH, build_student_atlas
+from cocomix.testing.databases import killed_while_changing
 
 TOKENS = 6000
 
@@ -206,6 +207,21 @@ def test_a_damaged_one_is_made_again(run: Path, settings: AtlasSettings, student
     made = build_student_atlas(settings, str(other))
     assert made.concept(63) == student.concept(63)
     assert made.measured() == student.measured()
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_one_that_a_killed_process_left_half_changed_is_whole_again(
+    run: Path, settings: AtlasSettings, student: StudentAtlas, tmp_path: Path, deleted: bool
+) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "run"))
+    journal = killed_while_changing(other / "atlas.sqlite", "UPDATE concepts SET norm = 0, strengths = '[0, [1]]'")
+    if deleted:
+        (other / "atlas.sqlite").unlink()
+    else:
+        assert StudentAtlas.open(other).concept(63) == student.concept(63)
+    made = build_student_atlas(settings, str(other))
+    assert made.concept(63) == student.concept(63)
+    assert not journal.exists()
 
 
 def test_labels_of_another_dictionary_are_refused(run: Path, settings: AtlasSettings, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,10 +27,8 @@ def read_requests(path: str, edits: Sequence[Edit] = ()) -> list[Request]:
 
     Raises :class:`UserError` that names the line for what is no request.
     """
-    if path == "-":
-        return _read(sys.stdin, "-", edits)
     try:
-        with explained(path), Path(path).open(encoding="utf-8") as lines:
+        with explained(path), nullcontext(sys.stdin) if path == "-" else Path(path).open(encoding="utf-8") as lines:
             return _read(lines, path, edits)
     except UnicodeDecodeError as error:
         raise UserError(f"prompts={path} is not UTF-8: byte {error.start} is wrong; convert the file") from error

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.concepts.atlas import Atlas
-from cocomix.concepts.atlas_format import sound, unpacked
+from cocomix.concepts.atlas_format import reader, sound, unpacked
 from cocomix.errors import UserError
 from cocomix.steer.student_atlas_pass import EDGES
 from cocomix.steer.usual import run_folder
@@ -46,7 +46,7 @@ class StudentAtlas:
         if not path.is_file():
             raise UserError(f"there is no atlas {path}: make it with 'cocomix concepts atlas model={run}'")
         with sound(path, f"model={path.parent}"):
-            connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+            connection = reader(path)
             found = dict(connection.execute("SELECT key, value FROM about")).get("format")
             if found != str(FORMAT):
                 raise ValueError(f"format {found}, this version reads {FORMAT}")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from cocomix.concepts.atlas_format import packed
+from cocomix.concepts.atlas_format import packed, reader, replacing
 from cocomix.concepts.atlas_names import changing
 from cocomix.concepts.atlas_text import held_out_text, labelled_text
 from cocomix.concepts.labels import open_labels
@@ -24,7 +24,7 @@ from cocomix.concepts.pieces import Pieces
 from cocomix.concepts.settings import AtlasSettings
 from cocomix.devices import pick_device
 from cocomix.errors import UserError, explained
-from cocomix.files import atomic_path, sha256_file, sha256_json
+from cocomix.files import sha256_file, sha256_json
 from cocomix.model.load import load_concept_model, model_folder
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.progress import progress, say
@@ -79,7 +79,7 @@ def build_student_atlas(settings: AtlasSettings, run: str) -> StudentAtlas:
 
 def _is_of(path: Path, about: dict[str, Any]) -> bool:
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        with closing(reader(path)) as connection:
             found = dict(connection.execute("SELECT key, value FROM about"))
             if connection.execute("PRAGMA quick_check").fetchone() != ("ok",):
                 return False
@@ -108,8 +108,7 @@ def _write(path: Path, about: dict[str, Any], found: Predicted, per_token: int) 
         *(column.tolist() for column in (found.first, found.labels, found.hits, found.norms)),
         strict=True,
     )
-    with explained(path), atomic_path(path) as temporary:
-        temporary.unlink(missing_ok=True)
+    with explained(path), replacing(path) as temporary:
         with closing(sqlite3.connect(temporary)) as connection, connection:
             connection.executescript(SCHEMA)
             connection.executemany("INSERT INTO about VALUES (?, ?)", [(k, str(v)) for k, v in about.items()])

@@ -96,7 +96,7 @@ def _histogram(title: str, strengths: dict[str, Any]) -> str:
         return f'<section><h3>{title}</h3><p class="chips">none</p></section>'
     most = max(counts)
     bars = "".join(
-        f'<i style="height:{max(2, 100 * n / most):.0f}%" title="{low:.3g} to {high:.3g}: {n:,} tokens"></i>'
+        f'<i style="height:{max(2, 100 * n / most) if n else 0:.0f}%" title="{low:.3g} to {high:.3g}: {n:,} tokens"></i>'
         for n, low, high in zip(counts, edges, edges[1:], strict=False)
     )
     return (
