@@ -26,7 +26,9 @@ def test_fifty_requests_at_once_get_each_its_own_answer_and_nothing_stays_behind
     model, tokenizer = load_concept_model(str(steered_run))
 
     def ask(number: int) -> list[str]:
-        settings = GenerateSettings(model="", max_new_tokens=8, seed=number, temperature=number % 3 / 2, samples=2)
+        settings = GenerateSettings(
+            model="", max_new_tokens=8, seed=number, temperature=number % 3 / 2, samples=1 + (number % 3 > 0)
+        )
         text = EDITS[number % len(EDITS)]
         prompt = "The old harbour"[: 3 + number % 12]
         return continuations(model, tokenizer, prompt, settings, [parse_edit(text)] if text else [])

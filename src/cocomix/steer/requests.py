@@ -20,6 +20,8 @@ class Request(NamedTuple):
 
     prompt: str
     edits: tuple[Edit, ...] = ()
+    place: str = ""
+    """Where it was read, and a colon: what is said of it begins so."""
 
 
 def read_requests(path: str, edits: Sequence[Edit] = ()) -> list[Request]:
@@ -38,11 +40,12 @@ def _read(lines: Iterable[str], path: str, edits: Sequence[Edit]) -> list[Reques
     found = []
     for number, line in enumerate(lines, 1):
         if line.strip():
+            place = f"prompts={path}, line {number}: "
             try:
-                found.append(_request(line, edits))
+                found.append(_request(line, edits)._replace(place=place))
             except (UserError, json.JSONDecodeError, RecursionError) as error:
                 what = str(error) if isinstance(error, UserError) else f"no valid JSON; write {LINE}"
-                raise UserError(f"prompts={path}, line {number}: {what}") from error
+                raise UserError(place + what) from error
     if not found:
         raise UserError(f"prompts={path} holds no prompt: write lines {LINE}")
     return found
