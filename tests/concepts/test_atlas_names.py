@@ -19,7 +19,7 @@ from cocomix.concepts.settings import AtlasSettings
 from cocomix.errors import UserError
 from cocomix.testing.databases import killed_while_changing
 
-SPACES = "UPDATE concepts SET card = card || '        '"
+SPACES = "UPDATE concepts SET card = card || printf('%4000s', '')"
 
 
 @pytest.fixture(scope="module")

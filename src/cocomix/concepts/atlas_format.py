@@ -88,7 +88,7 @@ def journal(path: Path) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """As :func:`cocomix.files.atomic_path`; a journal of the file before would be put back into the new one: it goes."""
+    """As :func:`cocomix.files.atomic_path`. The journal of the file before goes: it would be put into the new one."""
     with atomic_path(path) as temporary:
         temporary.unlink(missing_ok=True)  # what a killed process left
         yield temporary

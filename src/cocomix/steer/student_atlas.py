@@ -56,11 +56,12 @@ class StudentAtlas:
         """What the model makes of a concept:
 
         - count and frequency (share of tokens at which it is among the K that are mixed), strength (its mean logit
-          there, the usual one; None: never), strengths (histogram, ``{edges, counts}``);
+          there, over more text than :func:`cocomix.steer.usual.load_usual` reads; None: never), strengths (histogram,
+          ``{edges, counts}``);
         - predictions, labels and hits: tokens at which it is among as many strongest as there are labels, of which it
           is a label, and both; recall = hits / labels and recall_by_chance (what as many predictions at random tokens
           get), precision = hits / predictions and precision_by_chance (its share of tokens); None of 0;
-        - norm (of its compression row), effect (nats a token, when it is set to its usual strength), promoted and
+        - norm (of its compression row), effect (nats a token, when it is set to that strength), promoted and
           suppressed ``[{token, id, change}]`` by the mean change of log p of the next token; None: not measured;
         - ignored: its norm or its effect is below a bound.
         """
