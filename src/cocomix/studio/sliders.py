@@ -60,7 +60,7 @@ def rows_of(texts: Iterable[str], unit: str) -> tuple[list[Row], str]:
     :func:`written`, in the same order, since edits of a concept act in theirs; what is no edit is kept as it is, so
     that whoever made it can mend it."""
     rows: list[Row] = []
-    more = []
+    more: list[str] = []
     for text in texts:
         row = _row(text, unit) if len(rows) < ROWS and not more else None
         if row is None:
