@@ -17,7 +17,6 @@ from transformers import GenerationConfig
 from cocomix.cli import main
 from cocomix.concepts.atlas import Atlas
 from cocomix.concepts.sae import SparseAutoencoder, Weights
-from cocomix.data.dataset import Dataset
 from cocomix.errors import UserError
 from cocomix.model.mixers import ConceptMixer
 from cocomix.report.steering import best, summarised
@@ -30,7 +29,7 @@ from cocomix.steer.score_judge import Judge, counted, distinct, matches
 from cocomix.steer.score_sample import draw_concepts, listed_concepts, suitable
 from cocomix.steer.score_settings import ScoreSettings
 from cocomix.steer.score_texts import write
-from cocomix.steer.usual import labels_folder, load_usual
+from cocomix.steer.usual import labels_folder
 from cocomix.stopping import Stopped, StopRequest
 
 SMALL = {"doses": [2.0, 8.0], "prompts": 3, "prompt_tokens": 6, "max_new_tokens": 10, "device": "cpu"}
@@ -275,39 +274,6 @@ def test_a_copied_export_is_scored_with_the_labels_that_are_given(bench: Bench, 
     torch.testing.assert_close(found.strengths, bench.strengths, equal_nan=True)
     assert [entry["id"] for entry in found.entries] == [entry["id"] for entry in bench.entries]
     assert not list(tmp_path.rglob("usual.safetensors"))
-
-
-def test_held_out_text_that_is_short_of_a_window_is_told_or_that_of_training_taken(
-    run: Path, tmp_path: Path, cli: Any
-) -> None:
-    data = Path(shutil.copytree(run_data(run), tmp_path / "data"))
-    other = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("usual.safetensors")))
-    shorten(data)
-    labels = data / "labels" / "concepts"
-    code, out, err = cli("steer", "score", other, f"labels={labels}", f"out={tmp_path / 'score'}", *SHORT)
-    assert (code, out) == (2, "")
-    assert f"the held-out text of {data} has no window of 32 tokens" in err
-    assert load_usual(str(other), labels=labels).isfinite().any()
-    assert not (other / "usual.safetensors").exists()
-
-
-def run_data(run: Path) -> Path:
-    """The dataset of a run."""
-    folder = labels_folder(str(run))
-    assert folder is not None
-    return folder.parents[1]
-
-
-def shorten(data: Path) -> None:
-    """Leaves ten tokens of the held-out text, and labels that say that they are of it."""
-    before, described = Dataset.open(data).fingerprint, json.loads((data / "dataset.json").read_text())
-    shard = described["splits"]["val"]["shards"][0]
-    with (data / shard["file"]).open("r+b") as file:
-        file.truncate(10 * np.dtype(described["dtype"]).itemsize)
-    described["splits"]["val"] |= {"tokens": 10, "shards": [{**shard, "tokens": 10}]}
-    (data / "dataset.json").write_text(json.dumps(described))
-    labels = data / "labels" / "concepts" / "labels.json"
-    labels.write_text(labels.read_text().replace(before, Dataset.open(data).fingerprint))
 
 
 def test_the_summary_finds_the_largest_gain_within_the_bound() -> None:
