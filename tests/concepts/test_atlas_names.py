@@ -17,6 +17,9 @@ from cocomix.concepts.atlas_explanations import AUTOMATIC, export_names, import_
 from cocomix.concepts.build_atlas import build_atlas
 from cocomix.concepts.settings import AtlasSettings
 from cocomix.errors import UserError
+from cocomix.testing.databases import killed_while_changing
+
+SPACES = "UPDATE concepts SET card = card || printf('%4000s', '')"
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,27 @@ def test_an_atlas_whose_names_cannot_be_read_is_kept_beside_the_new_one(
     assert kept.read_bytes() == b"no database"
     assert f"the damaged atlas is kept as {kept}" in capsys.readouterr().err
     kept.unlink()
+
+
+def test_what_a_killed_process_left_half_done_is_taken_back(atlas: Atlas) -> None:
+    atlas.rename(5, "zebras")
+    killed_while_changing(atlas.path, SPACES)
+    again = Atlas.open(atlas.path)
+    assert again.name(5) == "zebras"
+    assert [again.concept(id) for id in (4, 5)] == [atlas.concept(id) for id in (4, 5)]
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_an_atlas_is_made_again_over_what_a_killed_process_left(labelled: Path, made: Path, deleted: bool) -> None:
+    Atlas.open(made).rename(9, "quokkas", "Ada")
+    journal = killed_while_changing(made, SPACES)
+    if deleted:
+        made.unlink()
+    again = build_atlas(AtlasSettings(labels=str(labelled), tokens=3000))
+    assert not journal.exists()
+    assert again.tokens < 4000
+    assert [name.name for name in again.given()] == ([] if deleted else ["quokkas"])
+    again.unname(9)
 
 
 @pytest.mark.parametrize(

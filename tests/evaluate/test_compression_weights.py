@@ -91,6 +91,7 @@ def test_verb_writes_norms_and_their_histogram_into_the_models_folder(tmp_path, 
     assert (folder / "compression.png").read_bytes().startswith(b"\x89PNG")
     assert str(folder / "compression.png") in err
     code, out, _ = cli("concepts", "weights", folder, f"out={tmp_path / 'elsewhere'}", "--json")
+    assert cli("concepts", "weights", f"model={folder}", "--json")[1] == out
     assert json.loads(out) == json.loads((tmp_path / "elsewhere" / "compression.json").read_text())
 
 

@@ -160,3 +160,8 @@ def test_a_concept_outside_the_dictionary_is_refused_with_the_range():
 def test_a_model_without_concepts_cannot_be_steered():
     with pytest.raises(UserError, match="predicts no concepts"), steering(tiny_model(mixer="pause"), []):
         pass
+
+
+def test_a_model_that_mixes_no_concepts_in_cannot_be_steered():
+    with pytest.raises(UserError, match="mixing=none"), steering(tiny_model(mixing="none"), []):
+        pass

@@ -58,7 +58,7 @@ def test_seeds_and_samples_differ_and_come_again(steered_run):
     assert first == generate(settings_of(steered_run, samples=4, seed=1), "The")["unsteered"]
     assert first[:2] == generate(settings_of(steered_run, samples=2, seed=1), "The")["unsteered"]
     assert len(set(first)) == 4
-    assert first != generate(settings_of(steered_run, samples=4, seed=2**70), "The")["unsteered"]
+    assert first != generate(settings_of(steered_run, samples=4, seed=2**63 - 1), "The")["unsteered"]
 
 
 def test_draws_have_the_probabilities_of_the_scores():
@@ -144,18 +144,27 @@ def test_on_a_terminal_the_same_words_come_as_they_are_made(steered_run, cli, mo
         ('{"prompt": "\\ud800"}', "the prompt is no Unicode text: letter 0 is half of one"),
         (json.dumps({"prompt": "word " * 200_000}), "the prompt has 1,000,000 letters, more than the model's 32"),
         ('{"prompt": "' + "a b " * 20 + '"}', "exceed the model's 32 positions: shorten one of them"),
+        ('{"prompt": "a"}\n\n{"prompt": "' + "a b " * 20 + '"}', "line 3: the prompt's"),
+        ('{"prompt": "a"}\n{"prompt": "a", "edits": ["64=off"]}', "line 2: concept 64 is outside"),
     ],
     ids=lambda text: text[:30],
 )  # fmt: skip
 def test_bad_prompts_are_one_sentence(lines, sentence, steered_run, tmp_path, cli):
     file = tmp_path / "prompts.jsonl"
     file.write_text(lines)
-    code, out, err = cli("generate", f"prompts={file}", f"model={steered_run}", "max_new_tokens=3")
+    code, out, err = cli("generate", f"prompts={file}", f"model={steered_run}", "max_new_tokens=3", "batch=1")
     last = err.splitlines()[-1]
     assert (code, out) == (2, "")
     assert last.startswith("error: ")
     assert sentence in last
     assert "Traceback" not in err
+
+
+def test_standard_input_that_is_no_text_is_one_sentence(steered_run, cli, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"prompt": "\xff"}'), encoding="utf-8"))
+    code, out, err = cli("generate", "prompts=-", f"model={steered_run}")
+    assert (code, out) == (2, "")
+    assert "prompts=- is not UTF-8: byte 12 is wrong" in err
 
 
 @pytest.mark.parametrize(
@@ -165,6 +174,7 @@ def test_bad_prompts_are_one_sentence(lines, sentence, steered_run, tmp_path, cl
         (["The", "prompts=x.jsonl"], "give a prompt, or prompts=FILE, and not both"),
         (["prompts=nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["The", "beams=2", "temperature=1"], "beams=2 do not sample, temperature=1 does"),
+        (["The", "samples=3", "temperature=0"], "samples=3 of temperature=0 would all be the same text"),
         (["The", "beams=2", "samples=3"], "samples=3 is more than beams=2"),
         (["The", "beams=2", "max_new_tokens=3", "--steer", "3=off until:a"], "beams=2 cannot follow: give beams=1"),
         (["The", "max_new_tokens=3", "--steer", "9" * 18 + "=off"], "is outside the dictionary"),

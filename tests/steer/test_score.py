@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from cocomix.cli import main
 from cocomix.concepts.atlas import Atlas
@@ -22,11 +23,12 @@ from cocomix.report.steering import best, summarised
 from cocomix.steer import score as score_room
 from cocomix.steer.edits import steering
 from cocomix.steer.notation import Edit
-from cocomix.steer.score import METHODS, Bench, score
+from cocomix.steer.score import METHODS, Bench, claim, score
 from cocomix.steer.score_baselines import along, decoder_row, random_direction
 from cocomix.steer.score_judge import Judge, counted, distinct, matches
-from cocomix.steer.score_sample import draw_concepts, suitable
+from cocomix.steer.score_sample import draw_concepts, listed_concepts, suitable
 from cocomix.steer.score_settings import ScoreSettings
+from cocomix.steer.score_texts import write
 from cocomix.steer.usual import labels_folder
 from cocomix.stopping import Stopped, StopRequest
 
@@ -174,6 +176,14 @@ def test_perplexity_is_the_teachers_of_the_written_tokens_alone(bench: Bench) ->
     assert bench.judge._replace(batch=2).nll(text, 10) == pytest.approx(np.mean(slow), rel=1e-5)
 
 
+def test_what_a_models_files_ask_of_generation_does_not_count(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = bench.own.teacher.model
+    habits = GenerationConfig(repetition_penalty=50.0, no_repeat_ngram_size=1)
+    monkeypatch.setattr(teacher, "generation_config", habits)
+    assert write(teacher, bench.prompts, 1, bench.vocabulary, bench.settings).equal(bench.unsteered[1])
+    assert teacher.generation_config is habits
+
+
 def test_counts_of_tokens() -> None:
     assert distinct([1, 1, 1, 1], 1) == 0.25
     assert distinct([1, 2, 1, 2, 1], 2) == 0.5
@@ -227,6 +237,45 @@ def test_concepts_are_drawn_by_the_rule(bench: Bench, scored: dict[str, Any]) ->
     assert tuple(record["id"] for record in scored["concepts"]) in others
 
 
+def test_a_score_goes_on_over_the_atlas_that_it_was_begun_with_alone(bench: Bench, tmp_path: Path) -> None:
+    claim(tmp_path, bench.about())
+    first = bench.entries[0]
+    remade = bench._replace(entries=[{**first, "promoted": first["promoted"][1:]}, *bench.entries[1:]])
+    with pytest.raises(UserError, match="a score with another atlas"):
+        claim(tmp_path, remade.about())
+    before = {**bench.about(), "rule": "in other words"}  # as an older version wrote it
+    del before["atlas"]
+    (tmp_path / "about.json").write_text(json.dumps(before))
+    claim(tmp_path, bench.about())
+    with pytest.raises(UserError, match="a score with another atlas"):
+        claim(tmp_path, remade.about())
+
+
+def test_a_listed_concept_that_cannot_be_measured_is_refused_with_the_reason(bench: Bench) -> None:
+    atlas = Atlas.open(labels_folder(bench.settings.model))
+    fit = [entry["id"] for entry in bench.entries]
+    for strength, activation, reason in (
+        (math.nan, 1.0, "is never mixed by the model"),
+        (-0.5, 1.0, "is mixed with a mean logit of -0.5, which is not above 0"),
+        (1.0, math.nan, "is never active in the labels' autoencoder"),
+    ):
+        strengths, activations = torch.ones(64), torch.ones(64)
+        strengths[fit[1]], activations[fit[1]] = strength, activation
+        with pytest.raises(UserError, match=f"concepts={fit[0]},{fit[1]}: {fit[1]} {reason}"):
+            listed_concepts(atlas, strengths, activations, fit[:2])
+        assert [entry["id"] for entry in listed_concepts(atlas, strengths, activations, fit[2:])] == fit[2:]
+
+
+def test_a_copied_export_is_scored_with_the_labels_that_are_given(bench: Bench, run: Path, tmp_path: Path) -> None:
+    export = Path(shutil.copytree(run / "export", tmp_path / "copied"))
+    labels = str(labels_folder(str(run)))
+    update = {"model": str(export), "labels": labels, "out": str(tmp_path / "score")}
+    found = Bench.open(bench.settings.model_copy(update=update))
+    torch.testing.assert_close(found.strengths, bench.strengths, equal_nan=True)
+    assert [entry["id"] for entry in found.entries] == [entry["id"] for entry in bench.entries]
+    assert not list(tmp_path.rglob("usual.safetensors"))
+
+
 def test_the_summary_finds_the_largest_gain_within_the_bound() -> None:
     doses = np.array([0.0, 1.0, 3.0])
     bound = math.log(1.5)
@@ -272,6 +321,22 @@ def test_command_line_writes_result_table_and_picture(
     assert (code, err.count("\n")) == (2, 1)
     assert "another measured" in err
     assert "out=" in err
+
+
+def test_a_model_that_mixes_nothing_in_is_read_and_not_steered(run: Path, tmp_path: Path, cli: Any) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "run"))
+    config = json.loads((other / "export" / "config.json").read_text())
+    (other / "export" / "config.json").write_text(json.dumps({**config, "mixing": "none"}))
+    model = f"model={other}"
+    assert cli("inspect", "The", model)[0] == 0
+    for words in (
+        ["steer", "score", model, *SHORT],
+        ["generate", "The", model, "max_new_tokens=3", "--steer", "3=x5"],
+        ["inspect", "The", model, "contributions=true"],
+    ):
+        code, out, err = cli(*words)
+        assert (code, out) == (2, "")
+        assert f"{model} mixes no concepts into its stream (model.mixing=none)" in err
 
 
 @pytest.mark.parametrize(

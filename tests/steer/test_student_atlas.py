@@ -21,10 +21,12 @@ from cocomix.data.dataset import Dataset
 from cocomix.errors import UserError
 from cocomix.model.load import load_concept_model
 from cocomix.model.modeling import CoCoMixForCausalLM
-from cocomix.steer import student_atlas_build
+from cocomix.steer import student_atlas_build, student_atlas_effects
 from cocomix.steer.edits import Edit, steering
 from cocomix.steer.student_atlas import StudentAtlas, card
 from cocomix.steer.student_atlas_build import TEXT_LENGTH, build_student_atlas
+from cocomix.testing.databases import killed_while_changing
+from cocomix.testing.models import tiny_model
 
 TOKENS = 6000
 
@@ -136,6 +138,35 @@ def test_a_batch_of_concepts_measures_as_one_at_a_time(
         assert single.concept(concept)["effect"] == pytest.approx(student.concept(concept)["effect"], abs=1e-6)
 
 
+def test_effects_hold_few_logits_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = tiny_model(), list[int]()
+    text = torch.randint(1, 101, (5, 8), generator=torch.Generator().manual_seed(0))
+    asked = text, range(7), [20.0] * 7
+    whole = list(student_atlas_effects.effects(model, *asked))
+    bound = 3 * 8 * model.config.text_config.vocab_size
+    monkeypatch.setattr(student_atlas_effects, "LOGITS_AT_ONCE", bound)
+    monkeypatch.setattr(student_atlas_effects, "TOGETHER", 4)
+    model.register_forward_hook(lambda module, given, output: seen.append(output.logits.numel()))
+    parts = list(student_atlas_effects.effects(model, *asked))
+    assert max(seen) <= bound
+    assert [effect.concept for effect in parts] == list(range(7))
+    assert min(effect.size for effect in whole) > 1e-4
+    for part, due in zip(parts, whole, strict=True):
+        assert part.size == pytest.approx(due.size, rel=1e-3)
+        torch.testing.assert_close(part.change, due.change, atol=1e-5, rtol=1e-3)
+
+
+def test_a_run_that_mixes_nothing_in_has_no_effects_to_measure(
+    run: Path, settings: AtlasSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("atlas.sqlite")))
+    config = json.loads((other / "export" / "config.json").read_text())
+    (other / "export" / "config.json").write_text(json.dumps({**config, "mixing": "none"}))
+    made = build_student_atlas(settings.model_copy(update={"student_tokens": 99}), str(other))
+    assert made.measured() == []
+    assert "mixes no concepts into its stream" in capsys.readouterr().err
+
+
 def test_the_same_command_with_more_effects_goes_on(
     run: Path, settings: AtlasSettings, student: StudentAtlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +237,21 @@ def test_a_damaged_one_is_made_again(run: Path, settings: AtlasSettings, student
     made = build_student_atlas(settings, str(other))
     assert made.concept(63) == student.concept(63)
     assert made.measured() == student.measured()
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_one_that_a_killed_process_left_half_changed_is_whole_again(
+    run: Path, settings: AtlasSettings, student: StudentAtlas, tmp_path: Path, deleted: bool
+) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "run"))
+    journal = killed_while_changing(other / "atlas.sqlite", "UPDATE concepts SET strengths = printf('%4000s', '')")
+    if deleted:
+        (other / "atlas.sqlite").unlink()
+    else:
+        assert StudentAtlas.open(other).concept(63) == student.concept(63)
+    made = build_student_atlas(settings, str(other))
+    assert made.concept(63) == student.concept(63)
+    assert not journal.exists()
 
 
 def test_labels_of_another_dictionary_are_refused(run: Path, settings: AtlasSettings, tmp_path: Path) -> None:

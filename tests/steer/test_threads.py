@@ -13,6 +13,7 @@ from cocomix.steer.edits import Edit, steering
 from cocomix.steer.generation import continuations
 from cocomix.steer.notation import parse_edit
 from cocomix.steer.settings import GenerateSettings
+from cocomix.steer.teacher_view import TeacherView
 from cocomix.testing.models import tiny_model
 
 REQUESTS = 50
@@ -25,7 +26,9 @@ def test_fifty_requests_at_once_get_each_its_own_answer_and_nothing_stays_behind
     model, tokenizer = load_concept_model(str(steered_run))
 
     def ask(number: int) -> list[str]:
-        settings = GenerateSettings(model="", max_new_tokens=8, seed=number, temperature=number % 3 / 2, samples=2)
+        settings = GenerateSettings(
+            model="", max_new_tokens=8, seed=number, temperature=number % 3 / 2, samples=1 + (number % 3 > 0)
+        )
         text = EDITS[number % len(EDITS)]
         prompt = "The old harbour"[: 3 + number % 12]
         return continuations(model, tokenizer, prompt, settings, [parse_edit(text)] if text else [])
@@ -41,6 +44,19 @@ def test_fifty_requests_at_once_get_each_its_own_answer_and_nothing_stays_behind
     assert sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()) <= before
     assert model.mixer.edit_point.idle
     assert not model._forward_pre_hooks
+
+
+def test_threads_that_ask_one_teacher_get_each_its_own_strengths(steered_run):
+    view = TeacherView(str(steered_run), "cpu")
+    every = torch.arange(64)
+
+    def ask(number: int) -> list[float]:
+        ids = torch.arange(number, number + 4 + number % 5)
+        return view.strengths(ids, every.expand(len(ids), -1)).flatten().tolist()
+
+    alone = [ask(number) for number in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, range(40))) == alone
 
 
 def test_a_thread_without_edits_is_not_touched_by_those_of_others():

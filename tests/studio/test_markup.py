@@ -44,9 +44,9 @@ def hostile_card() -> dict:
     }  # fmt: skip
     return {
         "id": 1, "name": HOSTILE, "automatic_name": HOSTILE, "author": HOSTILE, "count": 1, "frequency": 0.1,
-        "mean_strength": 1.0, "usual": HOSTILE, "student": student, "promoted": [token], "suppressed": [token],
-        "labelled": [token], "contexts": [context], "random_contexts": [context], "nearest": [other],
-        "together": [other], "strengths": histogram,
+        "mean_strength": 1.0, "usual": HOSTILE, "apart": "", "student": student, "promoted": [token],
+        "suppressed": [token], "labelled": [token], "contexts": [context], "random_contexts": [context],
+        "nearest": [other], "together": [other], "strengths": histogram,
     }  # fmt: skip
 
 
@@ -63,6 +63,7 @@ READING = Reading((Token(HOSTILE, None, (Mixed(1, 2.0, 0.5),)), Token("\n", 1.5,
         markup.token_panel(READING, 0),
         markup_card.found([{"id": 1, "name": HOSTILE}]),
         markup_card.card(hostile_card()),
+        markup_card.card({**hostile_card(), "student": None, "apart": HOSTILE}),
         markup_results.texts(HOSTILE, Texts(HOSTILE, HOSTILE), [HOSTILE], "done"),
         markup_results.doses([(-1.0, 0.0), (1.0, 2.0)], HOSTILE, (-1.0, 1.0)),
     ],
@@ -79,6 +80,11 @@ def test_markup_and_templates_in_what_is_shown_stay_text(page: str) -> None:
 def test_a_token_without_the_concept_is_not_coloured() -> None:
     assert "--v:0.000" in markup.text(READING._replace(tokens=(Token("a", 1.0, ()),)), 1)
     assert "negative" in markup.text(READING, 1)
+
+
+def test_an_empty_bin_of_a_histogram_has_no_bar() -> None:
+    page = markup_card.card({**hostile_card(), "strengths": {"edges": [0.0, 1.0, 2.0, 3.0], "counts": [1, 0, 100]}})
+    assert [f"height:{height}%" in page for height in (0, 2, 100)] == [True] * 3
 
 
 def test_a_text_tells_its_mean_surprise() -> None:

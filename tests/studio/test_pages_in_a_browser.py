@@ -189,6 +189,15 @@ def test_move_a_slider_watch_both_texts_and_come_back(page, url, studio) -> None
 
 
 @pytest.mark.parametrize("page", [390], indirect=True)
+def test_a_text_too_long_for_the_address_takes_the_one_before_out_of_it(page, url) -> None:
+    opened(page, url, "read", text=TEXT)
+    page.evaluate("text => studio.remember({text, colour: '5'})", "x" * 6000)
+    assert address(page) == {"tab": "read"}
+    page.evaluate("studio.remember({colour: '7'})")
+    assert address(page) == {"tab": "read", "colour": "7"}
+
+
+@pytest.mark.parametrize("page", [390], indirect=True)
 def test_a_new_prompt_that_is_sent_by_the_keys_is_kept_in_the_address(page, url) -> None:
     opened(page, url, "steer", prompt=PROMPT, edits="5=off", tokens="2")
     page.fill("#steer-prompt textarea", "The island")

@@ -174,6 +174,11 @@ def test_a_login_that_is_none_is_refused_and_its_password_not_shown(run, cli, gi
     assert "secret" not in err
 
 
+def test_a_model_may_be_written_as_a_setting(trained, cli) -> None:
+    nowhere = f"model={trained / 'nowhere'}"
+    assert cli("studio", nowhere, "port=0")[2] == cli("studio", trained / "nowhere", "port=0")[2]
+
+
 def test_a_model_without_concepts_is_refused(trained, cli) -> None:
     code, _, err = cli("studio", trained / "runs" / "ntp", "port=0")
     assert code == 2

@@ -143,6 +143,14 @@ def test_a_card_has_the_teachers_side_and_the_models(studio, run) -> None:
     assert card["student"]["count"] > 0
 
 
+def test_a_card_is_shown_without_what_the_model_makes_of_other_labels(own) -> None:
+    in_atlas(own / "atlas.sqlite", "UPDATE about SET value = 'others' WHERE key = 'labels'")
+    card = Studio(StudioSettings(model=str(own))).card(7)
+    assert card["student"] is None
+    assert card["contexts"]
+    assert "is of other labels than" in markup_card.card(card)
+
+
 def test_a_name_is_given_shown_everywhere_and_taken_off_again(studio) -> None:
     concept = a_mixed_concept(studio)
     before = studio.card(concept)["name"]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cocomix.cli.common import Json, Overrides, Words, quiet_transformers
+from cocomix.cli.common import Json, Overrides, Words, plain, quiet_transformers
 from cocomix.cli.common import show as show_result
 
 Folder = Annotated[
@@ -263,7 +263,7 @@ def weights(model: Model, words: Overrides = None, json: Json = False) -> None:
     from cocomix.progress import say
     from cocomix.report.weights import write_histogram
 
-    settings = load_settings(WeightsSettings, words or [], model=model)
+    settings = load_settings(WeightsSettings, words or [], model=plain("model", model))
     result = concept_weights(settings)
     out = results_folder(settings)
     picture = write_histogram(result["norms"], settings.bound, out / "compression.png")

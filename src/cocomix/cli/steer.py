@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.common import Json, Overrides, quiet_transformers, show
+from cocomix.cli.common import Json, Overrides, plain, quiet_transformers, show
 
 
 def score(
@@ -29,10 +29,7 @@ def score(
     from cocomix.steer.score_settings import ScoreSettings
 
     quiet_transformers()
-    given = list(words or [])
-    if run is not None and run.startswith("model="):
-        given, run = [run, *given], None
-    settings = load_settings(ScoreSettings, given, model=run)
+    settings = load_settings(ScoreSettings, words or [], model=None if run is None else plain("model", run))
     folder = score_folder(settings)
     result, table = write_score(measure(settings), settings.fluency, folder)
     say(f"picture: {folder / 'steering.png'}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cocomix.cli.common import Overrides, quiet_transformers
+from cocomix.cli.common import Overrides, plain, quiet_transformers
 
 
 def studio(
@@ -37,7 +37,7 @@ def studio(
     from cocomix.progress import say
     from cocomix.studio.settings import StudioSettings
 
-    settings = load_settings(StudioSettings, words or [], model=run)
+    settings = load_settings(StudioSettings, words or [], model=plain("model", run))
     users = [user for given in auth or [] for user in _users(given)]
     quiet_transformers()
     try:

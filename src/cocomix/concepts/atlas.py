@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cocomix.concepts.atlas_format import FILE, FORMAT, query, sound, unpacked
+from cocomix.concepts.atlas_format import FILE, FORMAT, query, reader, sound, unpacked
 from cocomix.concepts.atlas_names import Given, checked_name, given_names, now, remove_name, write_names, writing
 from cocomix.errors import UserError
 
@@ -51,8 +51,7 @@ class Atlas:
             labels = path.parent if path.name == FILE else path
             raise UserError(f"there is no atlas {path}: make it with 'cocomix concepts atlas {labels}'")
         with sound(path, str(path.parent)):
-            # Read-only, from any thread: the studio's workers share it.
-            connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+            connection = reader(path)
             found = dict(connection.execute("SELECT key, value FROM about")).get("format")
             if found != str(FORMAT):
                 raise UserError(

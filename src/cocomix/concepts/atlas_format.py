@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cocomix.errors import UserError
+from cocomix.files import atomic_path
 
 FILE = "atlas.sqlite"
 FORMAT = 2
@@ -65,6 +66,33 @@ def unpacked(stored: list[Any], all_edges: Float[np.ndarray, " edges"] = EDGES) 
     first, counts = stored
     edges = all_edges[first : first + len(counts) + 1] if counts else all_edges[:0]
     return {"edges": [round(float(edge), 5) for edge in edges], "counts": counts}
+
+
+def reader(path: Path) -> sqlite3.Connection:
+    """The file opened to be read, from any thread; raises SQLite's errors.
+
+    A journal beside it is of a process that was killed while it changed the file, or is changing it now: only who may
+    write can take back what was half done.
+    """
+    address = path.resolve().as_uri()
+    if journal(path).exists():
+        with closing(sqlite3.connect(f"{address}?mode=rw", uri=True, timeout=10)) as connection:
+            connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    return sqlite3.connect(f"{address}?mode=ro", uri=True, check_same_thread=False)
+
+
+def journal(path: Path) -> Path:
+    """Where SQLite keeps what a file was before a change."""
+    return path.resolve().with_name(f"{path.resolve().name}-journal")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """As :func:`cocomix.files.atomic_path`. The journal of the file before goes: it would be put into the new one."""
+    with atomic_path(path) as temporary:
+        temporary.unlink(missing_ok=True)  # what a killed process left
+        yield temporary
+        journal(path).unlink(missing_ok=True)
 
 
 @contextmanager

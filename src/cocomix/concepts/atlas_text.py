@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Int
 
 from cocomix.concepts.labels import Labels
-from cocomix.data.dataset import Dataset
+from cocomix.data.dataset import Dataset, Split
+from cocomix.errors import UserError
 
 
 class LabelledText(NamedTuple):
@@ -44,11 +45,22 @@ def labelled_text(labels: Labels, dataset: Dataset, tokens: int, windows_at_once
             yield LabelledText(split.read(windows, labels.window)[:, :-1], ids, name == "val")
 
 
+def held_out_split(dataset: Dataset, window: int) -> Split:
+    """The split on which a model is measured: training's where none is held out, or none of a window's length.
+
+    Raises :class:`UserError` where no split has a whole window.
+    """
+    splits = (dataset.split(name) for name in ("val", "train") if name in dataset.manifest["splits"])
+    for split in splits:
+        if split.count(window):
+            return split
+    raise UserError(f"{dataset.folder} has no window of {window} tokens to measure on: prepare more text")
+
+
 def held_out_text(dataset: Dataset, window: int, tokens: int, longest: int) -> Int[np.ndarray, "B T"]:
     """At least ``tokens`` held-out tokens, as far as there are: the first ``longest`` tokens, at most, of windows that
-    are spread over the split. Training text where none is held out."""
-    splits = [dataset.split(name) for name in ("val", "train") if name in dataset.manifest["splits"]]
-    split = next((split for split in splits if split.count(window)), splits[-1])
+    are spread over the split (:func:`held_out_split`)."""
+    split = held_out_split(dataset, window)
     length, count = min(window, longest), split.count(window)
     number = min(-(-tokens // length), count)
-    return split.read(np.arange(number) * count // max(number, 1), window)[:, :length]
+    return split.read(np.arange(number) * count // number, window)[:, :length]

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cocomix.concepts.atlas import Atlas
-from cocomix.concepts.atlas_format import FILE, FORMAT, SCHEMA, packed, words
+from cocomix.concepts.atlas_format import FILE, FORMAT, SCHEMA, journal, packed, reader, replacing, words
 from cocomix.concepts.atlas_names import Given, given_names, write_names
 from cocomix.concepts.atlas_places import BEFORE, CUT, surroundings
 from cocomix.concepts.gather import Gathered, gather
@@ -33,7 +33,7 @@ from cocomix.concepts.pieces import Pieces
 from cocomix.concepts.settings import AtlasSettings
 from cocomix.data.dataset import Dataset
 from cocomix.errors import UserError, explained
-from cocomix.files import atomic_path, write_json
+from cocomix.files import write_json
 from cocomix.progress import progress, say
 
 ROWS_AT_ONCE = 512
@@ -69,7 +69,7 @@ def build_atlas(settings: AtlasSettings) -> Atlas:
         "settings": settings.model_dump_json(include={"tokens", "contexts", "random_contexts", "promoted", "seed"}),
     }
     path = labels.folder / FILE
-    with explained(labels.folder), atomic_path(path) as temporary, closing(_new_database(temporary)) as connection:
+    with explained(labels.folder), replacing(path) as temporary, closing(_new_database(temporary)) as connection:
         connection.executemany("INSERT INTO about VALUES (?, ?)", [(k, str(v)) for k, v in about.items()])
         cards.write(connection)
         # Last of all: a name that was given while the rest was made counts too.
@@ -90,7 +90,6 @@ def find_atlas(settings: AtlasSettings) -> Atlas | None:
 
 
 def _new_database(path: Path) -> sqlite3.Connection:
-    path.unlink(missing_ok=True)  # what a killed process left
     connection = sqlite3.connect(path)
     # The file gets its name when it is whole and flushed: nothing has to be rolled back, nothing flushed twice.
     connection.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {SCHEMA}")
@@ -103,12 +102,14 @@ def _kept_names(path: Path, sae: str) -> list[Given]:
     if not path.is_file():
         return []
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        with closing(reader(path)) as connection:
             given = given_names(connection)
             found = connection.execute("SELECT value FROM about WHERE key = 'sae'").fetchone()
     except (sqlite3.Error, ValueError):
         aside = _unused(path.with_name(f"{path.name}.damaged"))
         path.rename(aside)
+        if journal(path).exists():
+            journal(path).rename(journal(aside))
         say(f"names that were given in {path} cannot be read: the damaged atlas is kept as {aside}")
         return []
     before = found[0] if found else "unknown"

@@ -110,7 +110,7 @@ class Teacher:
             found.append(states)
             raise _Enough
 
-        with torch.no_grad(), self._at_block(keep), suppress(_Enough):
+        with torch.no_grad(), self.at_block(keep), suppress(_Enough):
             self.model.base_model(input_ids=tokens.to(self.device), use_cache=False)
         return found[0]
 
@@ -132,7 +132,7 @@ class Teacher:
             return kept[1]
 
         due = targets.to(self.device).flatten()
-        with torch.enable_grad(), self._at_block(leaf):
+        with torch.enable_grad(), self.at_block(leaf):
             if self.head is None:
                 logits = self._logits(inputs)
                 loss, pull = mean_nll_and_gradient(logits.detach(), due)
@@ -153,7 +153,7 @@ class Teacher:
             return states if replace is None else replace(states).to(states.dtype)
 
         due = targets.to(self.device).flatten()
-        with torch.no_grad(), self._at_block(put):
+        with torch.no_grad(), self.at_block(put):
             if self.head is None:
                 return mean_nll(self._logits(inputs), due)
             return self._mean_nll(self._hidden(inputs, self.head), self.head, due)
@@ -193,7 +193,7 @@ class Teacher:
         return found[0].flatten(0, 1)
 
     @contextmanager
-    def _at_block(self, function: Replace) -> Iterator[None]:
+    def at_block(self, function: Replace) -> Iterator[None]:
         """Inside, the block's output goes through ``function``."""
 
         def hook(module: nn.Module, arguments: Any, output: Any) -> Any:

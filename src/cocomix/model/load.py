@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from cocomix.devices import pick_device
 from cocomix.errors import UserError
+from cocomix.files import sha256_file, sha256_json
 
 # Registers CoCoMixForCausalLM with the Auto classes.
 from cocomix.model.modeling import CoCoMixForCausalLM
@@ -27,6 +28,11 @@ def model_folder(where: str) -> str:
     if not (folder / "config.json").is_file():
         raise UserError(f"model={where} is neither a run nor a model: it holds no recipe.yaml and no config.json")
     return str(folder)
+
+
+def weights_hash(where: str) -> str:
+    """Hash over the weights' files of a run's export or a model's folder: another one, other weights."""
+    return sha256_json([sha256_file(file) for file in sorted(Path(model_folder(where)).glob("*.safetensors"))])
 
 
 def load_model(where: str, device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -26,7 +26,7 @@ from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.steer.notation import Edit, parse_edit
 from cocomix.steer.rows import RowEdits
 
-__all__ = ["Edit", "parse_edit", "steering"]
+__all__ = ["Edit", "check_steers", "parse_edit", "steering"]
 
 Edits = Sequence[Edit] | Sequence[Sequence[Edit]]
 """Edits of every row, or those of each request; a request has one row or more of a batch, all of the same number."""
@@ -49,12 +49,12 @@ def steering(
     with a cache as without. ``prompt``: tokens of each prompt, wanted where a span or a stop counts from its end;
     ``tokenizer``: wanted for stops, which need rows that stay in their order (beams do not).
 
-    Raises :class:`UserError` for a concept outside the model's dictionary and strengths that are no numbers,
-    :class:`ValueError` where something is wanted and missing.
+    Raises :class:`UserError` for a model that no edit changes, a concept outside its dictionary and strengths that are
+    no numbers, :class:`ValueError` where something is wanted and missing.
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    if not isinstance(model.mixer, ConceptMixer):
-        raise UserError("this model predicts no concepts: there is nothing to steer")
+    check_steers(model)
+    assert isinstance(model.mixer, ConceptMixer)
     requests = by_request(edits)
     for edit in itertools.chain(*requests):
         check_edit(edit, model.config.num_concepts)
@@ -71,6 +71,18 @@ def steering(
             yield
     finally:
         mine.remove(rows)
+
+
+def check_steers(model: Any, name: str = "this model") -> None:
+    """Raises :class:`UserError` for a model that predicts no concepts, and for one that mixes none of them in: edits
+    would change nothing. ``name`` says which model."""
+    if not isinstance(getattr(model, "mixer", None), ConceptMixer):
+        raise UserError(f"{name} predicts no concepts: leave --steer out, or give a run with concepts")
+    if model.config.mixing == "none":
+        raise UserError(
+            f"{name} mixes no concepts into its stream (model.mixing=none), so that edits change nothing: give a run "
+            "with model.mixing=insert, memory or add"
+        )
 
 
 def by_request(edits: Edits) -> list[list[Edit]]:

@@ -6,7 +6,6 @@ A row's random numbers are its own: a text is the same alone, in a batch, and be
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,7 +27,8 @@ from cocomix.errors import UserError
 from cocomix.model.load import load_model
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.progress import progress
-from cocomix.steer.edits import Edit, check_edit, steering
+from cocomix.steer.edits import Edit, check_edit, check_steers, steering
+from cocomix.steer.noise import gumbel, seeded
 from cocomix.steer.requests import Request
 from cocomix.steer.settings import GenerateSettings
 from cocomix.steer.text import continuation, token_ids
@@ -48,7 +48,7 @@ def generate(
 def generate_many(settings: GenerateSettings, requests: Sequence[Request]) -> Iterator[dict[str, Any]]:
     """As :func:`generate` for each request, in their order, ``settings.batch`` at once."""
     generator = Generator(settings)
-    for request in requests:
+    for request in requests:  # before the first is answered
         generator.check(request)
     with progress("prompts", len(requests)) as bar:
         for first in range(0, len(requests), settings.batch):
@@ -66,15 +66,17 @@ class Generator:
         self._usual: Tensor | None = None
 
     def check(self, request: Request) -> None:
-        """Raises :class:`UserError` for edits of a model without concepts, or outside its dictionary."""
-        if not request.edits:
-            return
-        if not isinstance(self.model, CoCoMixForCausalLM) or self.model.config.mixer != "concept":
-            raise UserError(
-                f"model={self.settings.model} predicts no concepts: leave --steer out, or give a run with concepts"
-            )
-        for edit in request.edits:
-            check_edit(edit, self.model.config.num_concepts)
+        """Raises :class:`UserError` for what cannot be answered, and says where it stands: a prompt that is too long,
+        edits of a model that they do not change, or outside its dictionary."""
+        try:
+            _prompt_ids(self.model, self.tokenizer, request, self.settings)
+            if request.edits:
+                check_steers(self.model, f"model={self.settings.model}")
+            for edit in request.edits:
+                check_edit(edit, self.model.config.num_concepts)
+            self._raw(request.edits)
+        except UserError as error:
+            raise UserError(f"{request.place}{error}") from error
 
     def answer(self, requests: Sequence[Request], streamers: Sequence[Any] = (None, None)) -> list[dict[str, Any]]:
         """What :func:`generate` returns, of each request."""
@@ -124,10 +126,7 @@ def continue_all(
 ) -> list[list[str]]:
     """:func:`continuations` of several prompts, each under its own edits, in one batch."""
     anything: Any = model
-    prompts = [_prompt_ids(model, tokenizer, request.prompt, settings) for request in requests]
-    until = next((e for request in requests for e in request.edits if e.until is not None), None)
-    if until is not None and settings.beams > 1:
-        raise UserError(f"edit {until} ends at a text, which beams={settings.beams} cannot follow: give beams=1")
+    prompts = [_prompt_ids(model, tokenizer, request, settings) for request in requests]
     each, how = _search(settings)
     ids, mask = _left_padded([p for p in prompts for _ in range(each)])
     end = anything.generation_config.pad_token_id
@@ -174,18 +173,20 @@ class Draw(LogitsProcessor):
     def __call__(self, input_ids: Int[Tensor, "B T"], scores: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         while len(self._generators) < len(scores):
             sample = len(self._generators) % self._samples
-            digest = hashlib.sha256(f"{self._seed} {sample}".encode()).digest()
-            self._generators.append(torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
-        noise = [torch.empty(scores.shape[1]).exponential_(generator=own) for own in self._generators]
-        return scores - torch.stack(noise).log().to(scores.device)
+            self._generators.append(seeded(f"{self._seed} {sample}"))
+        return scores + gumbel(self._generators, scores.shape[1]).to(scores.device)
 
 
 def _prompt_ids(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, settings: GenerateSettings
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: Request, settings: GenerateSettings
 ) -> list[int]:
-    """The prompt's ids; of an empty one the id that ends a text."""
+    """The prompt's ids; of an empty one the id that ends a text. Raises :class:`UserError` for a prompt that does not
+    fit, and edits that do not go with the search."""
+    until = next((edit for edit in request.edits if edit.until is not None), None)
+    if until is not None and settings.beams > 1:
+        raise UserError(f"edit {until} ends at a text, which beams={settings.beams} cannot follow: give beams=1")
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    ids = token_ids(tokenizer, prompt, limit, "the prompt") or [_end_id(model)]
+    ids = token_ids(tokenizer, request.prompt, limit, "the prompt") or [_end_id(model)]
     if limit is not None and len(ids) + settings.max_new_tokens > limit:
         raise UserError(
             f"the prompt's {len(ids)} tokens and max_new_tokens={settings.max_new_tokens} exceed the model's "
@@ -214,6 +215,6 @@ def _steered(
 ) -> Any:
     if not any(request.edits for request in requests):
         return contextlib.nullcontext()
-    if not isinstance(model, CoCoMixForCausalLM):
-        raise UserError("this model predicts no concepts: there is nothing to steer")
+    check_steers(model)
+    assert isinstance(model, CoCoMixForCausalLM)
     return steering(model, [request.edits for request in requests], lengths, tokenizer)

@@ -25,6 +25,7 @@ from cocomix.model.load import load_concept_model
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.progress import say
 from cocomix.steer.contributions import contributions
+from cocomix.steer.edits import check_steers
 from cocomix.steer.settings import InspectSettings
 from cocomix.steer.teacher_view import TeacherView
 from cocomix.steer.text import refuse_unreadable
@@ -92,6 +93,8 @@ def inspect(settings: InspectSettings, text: str) -> dict[str, Any]:
     ``teacher``, its strength there, 0 where it is not active.
     """
     model, tokenizer = load_concept_model(settings.model, str(pick_device(settings.device)))
+    if settings.contributions:
+        check_steers(model, f"contributions=true: model={settings.model}")
     atlas = atlas_of(settings.model, settings.atlas, model.config.num_concepts)
     found = predict(model, tokenizer, text, settings.top)
     tokens = _described(found, atlas)

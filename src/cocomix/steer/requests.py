@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ class Request(NamedTuple):
 
     prompt: str
     edits: tuple[Edit, ...] = ()
+    place: str = ""
+    """Where it was read, and a colon: what is said of it begins so."""
 
 
 def read_requests(path: str, edits: Sequence[Edit] = ()) -> list[Request]:
@@ -26,10 +29,8 @@ def read_requests(path: str, edits: Sequence[Edit] = ()) -> list[Request]:
 
     Raises :class:`UserError` that names the line for what is no request.
     """
-    if path == "-":
-        return _read(sys.stdin, "-", edits)
     try:
-        with explained(path), Path(path).open(encoding="utf-8") as lines:
+        with explained(path), nullcontext(sys.stdin) if path == "-" else Path(path).open(encoding="utf-8") as lines:
             return _read(lines, path, edits)
     except UnicodeDecodeError as error:
         raise UserError(f"prompts={path} is not UTF-8: byte {error.start} is wrong; convert the file") from error
@@ -39,11 +40,12 @@ def _read(lines: Iterable[str], path: str, edits: Sequence[Edit]) -> list[Reques
     found = []
     for number, line in enumerate(lines, 1):
         if line.strip():
+            place = f"prompts={path}, line {number}: "
             try:
-                found.append(_request(line, edits))
+                found.append(_request(line, edits)._replace(place=place))
             except (UserError, json.JSONDecodeError, RecursionError) as error:
                 what = str(error) if isinstance(error, UserError) else f"no valid JSON; write {LINE}"
-                raise UserError(f"prompts={path}, line {number}: {what}") from error
+                raise UserError(place + what) from error
     if not found:
         raise UserError(f"prompts={path} holds no prompt: write lines {LINE}")
     return found

@@ -24,11 +24,11 @@ from cocomix.concepts.settings import ExtractSettings
 from cocomix.data.dataset import Dataset
 from cocomix.devices import pick_device
 from cocomix.errors import UserError
-from cocomix.files import read_json, sha256_file, sha256_json, write_json
-from cocomix.model.load import load_concept_model, model_folder
+from cocomix.files import read_json, sha256_json, write_json
+from cocomix.model.load import load_concept_model, weights_hash
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.progress import progress
-from cocomix.steer.edits import steering
+from cocomix.steer.edits import check_steers, steering
 from cocomix.steer.notation import Edit
 from cocomix.steer.score_baselines import along, decoder_row, random_direction
 from cocomix.steer.score_judge import Judge, Match, counted, matches
@@ -51,9 +51,9 @@ UNHEARD = ("model", "labels", "judge", "judge_sae", "fluency", "batch", "out", "
 
 
 def score(settings: ScoreSettings) -> dict[str, Any]:
-    """Everything that was measured, concept by concept: ``{"model", "labels", "judge", "rule", "settings", "doses",
-    "concepts": [{"id", "name", "frequency", "count", "usual_strength", "usual_activation", "latent", "correlation",
-    "methods": {method: [cell of each dose]}}]}``.
+    """Everything that was measured, concept by concept: ``{"model", "labels", "judge", "rule", "doses", "measured",
+    "atlas", "settings", "concepts": [{"id", "name", "frequency", "count", "usual_strength", "usual_activation",
+    "latent", "correlation", "methods": {method: [cell of each dose]}}]}``.
 
     A cell holds the measures of :data:`cocomix.report.steering.MEASURES`, the ``dose`` and the first prompt's
     ``text``. Raises :class:`UserError` for what cannot be measured, :class:`Stopped` when asked to stop; the same
@@ -92,13 +92,15 @@ def claim(folder: Path, about: dict[str, Any]) -> None:
     path = folder / ABOUT
     if path.is_file():
         found = read_json(path, "what a steering score is of")
-        changed = [key for key in about if found.get(key) != about[key]]
+        # The rule is words for what is measured, and what an older version did not write is taken as the same.
+        changed = [key for key in about if key != "rule" and found.get(key, about[key]) != about[key]]
         if changed:
             raise UserError(
                 f"out={folder} holds a score with another {changed[0]}: give another out=FOLDER, or delete that folder"
             )
-    else:
-        write_json(path, about)
+        if found.keys() >= about.keys():
+            return
+    write_json(path, about)
 
 
 class Bench(NamedTuple):
@@ -129,10 +131,19 @@ class Bench(NamedTuple):
         """Loads all, draws concepts and prompts, writes the unsteered texts."""
         folder = Path(settings.labels) if settings.labels is not None else labels_folder(settings.model)
         if folder is None:
-            raise UserError(f"model={settings.model} is no run with concept labels, which name its teacher: give a run")
+            raise UserError(
+                f"model={settings.model} is no run with concept labels, which name its teacher: give labels="
+            )
         labels, dataset = open_labels(folder)
+        held_out = dataset.split("val")
+        if not held_out.count(labels.window):
+            raise UserError(
+                f"the held-out text of {dataset.folder} has no window of {labels.window} tokens, which the labels "
+                "have: prepare the data with a larger val_fraction"
+            )
         atlas = Atlas.open(folder)
         model, tokenizer = load_concept_model(settings.model, str(pick_device(settings.device)))
+        check_steers(model, f"model={settings.model}")
         if labels.concepts != model.config.num_concepts:
             raise UserError(
                 f"labels={folder} are of {labels.concepts} concepts, the model predicts {model.config.num_concepts}: "
@@ -142,15 +153,13 @@ class Bench(NamedTuple):
         own = Judge(*load_pair_of(labels, dataset, settings.device), settings.batch)
         judge = own if settings.judge is None else _other(dataset, labels.window, settings)
         _check_length(length, model, own, judge)
-        held_out = dataset.split("val")
         windows = held_out.read(np.arange(min(WINDOWS, held_out.count(labels.window))), labels.window)
         text = torch.from_numpy(windows[:, :-1].astype(np.int64))
-        strengths, activations = load_usual(settings.model, model), own.usual(text)
-        among = suitable(strengths, activations)
+        strengths, activations = load_usual(settings.model, model, folder if settings.labels else None), own.usual(text)
         if isinstance(settings.concepts, int):
-            entries = draw_concepts(atlas, among, settings.concepts, settings.seed)
+            entries = draw_concepts(atlas, suitable(strengths, activations), settings.concepts, settings.seed)
         else:
-            entries = listed_concepts(atlas, among, settings.concepts)
+            entries = listed_concepts(atlas, strengths, activations, settings.concepts)
         usual = activations if judge is own else judge.usual(text)
         found = matches(judge, own, [entry["id"] for entry in entries], text, usual)
         for entry, match in zip(entries, found, strict=True):
@@ -169,15 +178,16 @@ class Bench(NamedTuple):
 
     def about(self) -> dict[str, Any]:
         """What a score is of: two with the same are the same."""
-        weights = sorted(Path(model_folder(self.settings.model)).glob("*.safetensors"))
+        promoted = [(entry["id"], [token["id"] for token in entry["promoted"]]) for entry in self.entries]
         return {
             "format": FORMAT,
-            "model": sha256_json([sha256_file(file) for file in weights]),
+            "model": weights_hash(self.settings.model),
             "labels": self.labels,
             "judge": [self.judge.teacher.fingerprint, self.judge.teacher.block, self.judge.sae.fingerprint],
             "rule": RULE if isinstance(self.settings.concepts, int) else LISTED,
             "doses": [0.0, *self.settings.doses],
             "measured": {k: v for k, v in self.settings.model_dump(mode="json").items() if k not in UNHEARD},
+            "atlas": sha256_json(promoted),
         }
 
     def measure(self, entry: dict[str, Any], match: Match) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Shapes: B rows, T new tokens, D hidden size.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +19,7 @@ from cocomix.concepts.teacher import Teacher
 from cocomix.model.mixers import Mixed
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.steer.edits import steering
+from cocomix.steer.noise import seeded
 from cocomix.steer.notation import Edit
 
 
@@ -33,17 +33,12 @@ def decoder_row(
     """
     row, factors = sae.W_dec[latent].float(), strengths.to(sae.W_dec.device).view(-1, 1, 1)
 
-    def add(module: Any, arguments: Any, output: Any) -> Any:
-        states = output[0] if isinstance(output, tuple) else output
+    def add(states: Tensor) -> Tensor:
         scale = sae.normalised(states.flatten(0, 1))[2].view(*states.shape[:2], 1)
-        changed = (states.float() + factors * scale * row).to(states.dtype)
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        return (states.float() + factors * scale * row).to(states.dtype)
 
-    handle = teacher.blocks[teacher.block].register_forward_hook(add)
-    try:
+    with teacher.at_block(add):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -73,6 +68,5 @@ def along(
 
 def random_direction(size: int, seed: int, concept: int) -> Float[Tensor, " D"]:
     """A direction of length 1, equally likely to be any; a concept has its own, the same at every token and dose."""
-    digest = hashlib.sha256(f"direction {seed} {concept}".encode()).digest()
-    drawn = torch.randn(size, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
+    drawn = torch.randn(size, generator=seeded(f"direction {seed} {concept}"))
     return drawn / drawn.norm()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,16 @@ from cocomix.errors import UserError
 POOL = 1024
 """Concepts that are drawn first, whose entries in the atlas are read."""
 RULE = (
-    "drawn with the seed among the concepts that the model mixes and the judge finds on held-out text, that are a "
-    f"label and have promoted tokens: at most {POOL:,} of them at random, ordered by how often they are labels and cut "
-    "into as many parts of equal size as concepts are wanted, one at random from each part"
+    "drawn with the seed among the concepts that the model mixes with a mean logit above 0 and the labels' autoencoder "
+    f"finds on held-out text, that are a label and have promoted tokens: at most {POOL:,} of them at random, ordered "
+    "by how often they are labels and cut into as many parts of equal size as concepts are wanted, one at random from "
+    "each part"
 )
 LISTED = "the ones that were given"
 
 
 def suitable(strengths: Float[Tensor, " C"], activations: Float[Tensor, " C"]) -> Int[np.ndarray, " n"]:
-    """Concepts with a usual strength above 0 in the student and a usual activation in the teacher."""
+    """Concepts with a usual strength above 0 in the student and a usual activation in the labels' autoencoder."""
     return torch.nonzero((strengths > 0) & (activations > 0)).flatten().numpy()
 
 
@@ -36,24 +38,41 @@ def draw_concepts(atlas: Atlas, among: Int[np.ndarray, " n"], wanted: int, seed:
     entries = [entry for entry in map(atlas.concept, pool) if _usable(entry)]
     if not entries:
         raise UserError(
-            f"no concept of {atlas.path} is mixed by the model and active in the teacher on held-out text: train the "
-            "run longer, or prepare the data with a larger val_fraction"
+            f"no concept of {atlas.path} is a label with promoted tokens, mixed by the model with a mean logit above 0 "
+            "and found by the labels' autoencoder on held-out text: train the run longer, or prepare the data with a "
+            "larger val_fraction"
         )
     entries.sort(key=lambda entry: (entry["count"], entry["id"]))
     edges = np.linspace(0, len(entries), min(wanted, len(entries)) + 1).astype(int)
     return [entries[random.integers(low, high)] for low, high in itertools.pairwise(edges)]
 
 
-def listed_concepts(atlas: Atlas, among: Int[np.ndarray, " n"], ids: list[int]) -> list[dict[str, Any]]:
-    """The entries of ``ids``; raises :class:`UserError` for one that cannot be measured."""
+def listed_concepts(
+    atlas: Atlas, strengths: Float[Tensor, " C"], activations: Float[Tensor, " C"], ids: list[int]
+) -> list[dict[str, Any]]:
+    """The entries of ``ids``; raises :class:`UserError` for those that cannot be measured, and says why."""
     entries = [atlas.concept(id) for id in ids]
-    bad = [str(e["id"]) for e in entries if e["id"] not in set(among.tolist()) or not _usable(e)]
+    bad = [
+        f"{entry['id']} {why}"
+        for entry in entries
+        if (why := _unfit(entry, float(strengths[entry["id"]]), float(activations[entry["id"]])))
+    ]
     if bad:
-        raise UserError(
-            f"concepts={','.join(bad)}: never mixed by the model, or never active in the teacher on held-out text, so "
-            "there is no usual strength that a dose could be a multiple of: leave out, or give concepts=N"
-        )
+        raise UserError(f"concepts={','.join(map(str, ids))}: {', '.join(bad)}: leave out, or give concepts=N")
     return entries
+
+
+def _unfit(entry: dict[str, Any], strength: float, activation: float) -> str:
+    """Why no dose of a concept can be measured; empty: it can."""
+    if math.isnan(strength):
+        return "is never mixed by the model on held-out text"
+    if strength <= 0:
+        return f"is mixed with a mean logit of {strength:.3g}, which is not above 0"
+    if not activation > 0:
+        return "is never active in the labels' autoencoder on held-out text"
+    if entry["count"] == 0:
+        return "is no token's label"
+    return "" if entry["promoted"] else "has no promoted tokens"
 
 
 def draw_prompts(split: Split, window: int, number: int, tokens: int, seed: int) -> Int[Tensor, "P L"]:

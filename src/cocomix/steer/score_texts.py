@@ -5,15 +5,22 @@ Shapes: P prompts, R requests (doses) at once, L prompt tokens, M new tokens, V 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+)
 
+from cocomix.steer.noise import gumbel, seeded
 from cocomix.steer.score_settings import ScoreSettings
 
 NO_END = 2**31 - 1
@@ -26,15 +33,12 @@ class DrawByPrompt(LogitsProcessor):
 
     def __init__(self, seed: int, prompts: int, vocabulary: int) -> None:
         self._prompts, self._vocabulary = prompts, vocabulary
-        self._generators = []
-        for prompt in range(prompts):
-            digest = hashlib.sha256(f"text {seed} {prompt}".encode()).digest()
-            self._generators.append(torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
+        self._generators = [seeded(f"text {seed} {prompt}") for prompt in range(prompts)]
 
     def __call__(self, input_ids: Int[Tensor, "B T"], scores: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         assert len(scores) % self._prompts == 0, "a batch holds whole sets of prompts"
-        noise = torch.stack([torch.empty(self._vocabulary).exponential_(generator=own) for own in self._generators])
-        drawn = scores[:, : self._vocabulary] - noise.log().to(scores.device).repeat(len(scores) // self._prompts, 1)
+        noise = gumbel(self._generators, self._vocabulary).to(scores.device)
+        drawn = scores[:, : self._vocabulary] + noise.repeat(len(scores) // self._prompts, 1)
         # What lies beyond the dataset's vocabulary is padding of the head: no text holds it.
         return scores.new_full(scores.shape, -torch.inf).index_copy_(
             1, torch.arange(self._vocabulary, device=scores.device), drawn.to(scores.dtype)
@@ -52,7 +56,7 @@ def write(
     if settings.top_k is not None:
         warpers.append(TopKLogitsWarper(min(settings.top_k, vocabulary)))
     ids = prompts.repeat(requests, 1).to(model.device)
-    with torch.no_grad():
+    with torch.no_grad(), _without_habits(model):
         written: Tensor = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -63,6 +67,17 @@ def write(
             logits_processor=LogitsProcessorList([*warpers, DrawByPrompt(settings.seed, len(prompts), vocabulary)]),
         )
     return written.cpu()
+
+
+@contextmanager
+def _without_habits(model: Any) -> Iterator[None]:
+    """Within the context the model's files say nothing of how it generates, such as a penalty of repetitions: what a
+    call leaves open would be taken from there, by the one model and not by the other."""
+    habits, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = habits
 
 
 def at_once(doses: Sequence[float], settings: ScoreSettings) -> list[Sequence[float]]:

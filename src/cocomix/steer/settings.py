@@ -63,6 +63,10 @@ class GenerateSettings(Settings):
     def _fits_together(self) -> GenerateSettings:
         if self.beams > 1 and self.temperature > 0 and "temperature" in self.model_fields_set:
             raise ValueError(f"beams={self.beams} do not sample, temperature={self.temperature:g} does: leave one out")
+        if self.samples > 1 and self.temperature == 0 and self.beams == 1:
+            raise ValueError(
+                f"samples={self.samples} of temperature={self.temperature:g} would all be the same text: leave one out"
+            )
         if 1 < self.beams < self.samples:
             raise ValueError(f"samples={self.samples} is more than beams={self.beams}: give as many beams, or more")
         return self

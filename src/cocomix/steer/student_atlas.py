@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.concepts.atlas import Atlas
-from cocomix.concepts.atlas_format import sound, unpacked
+from cocomix.concepts.atlas_format import reader, sound, unpacked
 from cocomix.errors import UserError
 from cocomix.steer.student_atlas_pass import EDGES
 from cocomix.steer.usual import run_folder
@@ -46,7 +46,7 @@ class StudentAtlas:
         if not path.is_file():
             raise UserError(f"there is no atlas {path}: make it with 'cocomix concepts atlas model={run}'")
         with sound(path, f"model={path.parent}"):
-            connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+            connection = reader(path)
             found = dict(connection.execute("SELECT key, value FROM about")).get("format")
             if found != str(FORMAT):
                 raise ValueError(f"format {found}, this version reads {FORMAT}")
@@ -56,11 +56,12 @@ class StudentAtlas:
         """What the model makes of a concept:
 
         - count and frequency (share of tokens at which it is among the K that are mixed), strength (its mean logit
-          there, the usual one; None: never), strengths (histogram, ``{edges, counts}``);
+          there, over more text than :func:`cocomix.steer.usual.load_usual` reads; None: never), strengths (histogram,
+          ``{edges, counts}``);
         - predictions, labels and hits: tokens at which it is among as many strongest as there are labels, of which it
           is a label, and both; recall = hits / labels and recall_by_chance (what as many predictions at random tokens
           get), precision = hits / predictions and precision_by_chance (its share of tokens); None of 0;
-        - norm (of its compression row), effect (nats a token, when it is set to its usual strength), promoted and
+        - norm (of its compression row), effect (nats a token, when it is set to that strength), promoted and
           suppressed ``[{token, id, change}]`` by the mean change of log p of the next token; None: not measured;
         - ignored: its norm or its effect is below a bound.
         """

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from cocomix.concepts.atlas_format import packed
+from cocomix.concepts.atlas_format import packed, reader, replacing
 from cocomix.concepts.atlas_names import changing
 from cocomix.concepts.atlas_text import held_out_text, labelled_text
 from cocomix.concepts.labels import open_labels
@@ -24,8 +24,7 @@ from cocomix.concepts.pieces import Pieces
 from cocomix.concepts.settings import AtlasSettings
 from cocomix.devices import pick_device
 from cocomix.errors import UserError, explained
-from cocomix.files import atomic_path, sha256_file, sha256_json
-from cocomix.model.load import load_concept_model, model_folder
+from cocomix.model.load import load_concept_model, weights_hash
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.progress import progress, say
 from cocomix.steer.student_atlas import FORMAT, StudentAtlas, student_path
@@ -63,7 +62,7 @@ def build_student_atlas(settings: AtlasSettings, run: str) -> StudentAtlas:
         "format": FORMAT,
         "concepts": labels.concepts,
         "labels": labels.fingerprint,
-        "weights": sha256_json([sha256_file(file) for file in sorted(Path(model_folder(run)).glob("*.safetensors"))]),
+        "weights": weights_hash(run),
         "wanted_tokens": settings.student_tokens,
         "effect_tokens": settings.effect_tokens,
         "promoted": settings.promoted,
@@ -72,6 +71,9 @@ def build_student_atlas(settings: AtlasSettings, run: str) -> StudentAtlas:
         at_once = max(1, min(WINDOWS_AT_ONCE, LOGITS_AT_ONCE // (size * labels.window)))
         read = labelled_text(labels, dataset, settings.student_tokens, at_once)
         _write(path, about, predict_all(model, read, settings.student_tokens, dataset.vocab_size), labels.k)
+    if model.config.mixing == "none":
+        say(f"{path}: model={run} mixes no concepts into its stream, so that none has an effect to measure")
+        return StudentAtlas.open(run)
     text = torch.from_numpy(held_out_text(dataset, labels.window, settings.effect_tokens, TEXT_LENGTH))
     _measure(path, model, text, Pieces(dataset.tokenizer(), dataset.vocab_size), settings)
     return StudentAtlas.open(run)
@@ -79,7 +81,7 @@ def build_student_atlas(settings: AtlasSettings, run: str) -> StudentAtlas:
 
 def _is_of(path: Path, about: dict[str, Any]) -> bool:
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        with closing(reader(path)) as connection:
             found = dict(connection.execute("SELECT key, value FROM about"))
             if connection.execute("PRAGMA quick_check").fetchone() != ("ok",):
                 return False
@@ -108,12 +110,10 @@ def _write(path: Path, about: dict[str, Any], found: Predicted, per_token: int) 
         *(column.tolist() for column in (found.first, found.labels, found.hits, found.norms)),
         strict=True,
     )
-    with explained(path), atomic_path(path) as temporary:
-        temporary.unlink(missing_ok=True)
-        with closing(sqlite3.connect(temporary)) as connection, connection:
-            connection.executescript(SCHEMA)
-            connection.executemany("INSERT INTO about VALUES (?, ?)", [(k, str(v)) for k, v in about.items()])
-            connection.executemany("INSERT INTO concepts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+    with explained(path), replacing(path) as temporary, closing(sqlite3.connect(temporary)) as connection, connection:
+        connection.executescript(SCHEMA)
+        connection.executemany("INSERT INTO about VALUES (?, ?)", [(k, str(v)) for k, v in about.items()])
+        connection.executemany("INSERT INTO concepts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
     say(f"{path}: {found.tokens:,} tokens, {about['recall']:.1%} of labels predicted")
 
 

@@ -1,6 +1,6 @@
-"""What a concept does to the next token when it is mixed at its usual strength, measured on held-out text.
+"""What a concept does to the next token when it is mixed at its mean strength, measured on held-out text.
 
-Shapes: R concepts at a time, N tokens of text, V vocabulary.
+Shapes: B windows of T tokens, V vocabulary; R concepts at a time, N tokens of a part of the text.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from cocomix.steer.edits import Edit, steering
 
 LOGITS_AT_ONCE = 1 << 25
 """Next-token logits held at a time (128 MB in float32, a few times that in all)."""
+TOGETHER = 32
+"""Concepts for which the text is read without edits once."""
 
 
 class Effect(NamedTuple):
@@ -33,21 +35,36 @@ def effects(
     model: CoCoMixForCausalLM, text: Int[Tensor, "B T"], concepts: Sequence[int], strengths: Sequence[float]
 ) -> Iterator[Effect]:
     """For each concept: what happens when its logit is set to its strength at every token of ``text``."""
-    text = text.to(model.device)
+    edits = [[Edit(c, "set", z)] for c, z in zip(concepts, strengths, strict=True)]
+    for first in range(0, len(edits), TOGETHER):
+        yield from _measured(model, text, edits[first : first + TOGETHER])
+
+
+def _measured(
+    model: CoCoMixForCausalLM, text: Int[Tensor, "B T"], requests: Sequence[Sequence[Edit]]
+) -> Iterator[Effect]:
+    """Effects of a few concepts, part by part of the text."""
+    vocabulary = model.config.text_config.vocab_size
+    sizes = torch.zeros(len(requests), dtype=torch.double)
+    changes = torch.zeros(len(requests), vocabulary, device=model.device)
     with torch.no_grad():
-        plain = model(input_ids=text).logits
-        assert plain is not None
-        before = plain.float().flatten(0, 1).log_softmax(-1)
-        share = before.exp()
-        at_once = max(1, LOGITS_AT_ONCE // before.numel())
-        for first in range(0, len(concepts), at_once):
-            here = slice(first, first + at_once)
-            requests = [[Edit(c, "set", z)] for c, z in zip(concepts[here], strengths[here], strict=True)]
-            with steering(model, requests):
-                logits = model(input_ids=text.repeat(len(requests), 1)).logits
-            assert logits is not None
-            after = logits.float().view(len(requests), *before.shape)
-            for request, edited in zip(requests, after, strict=True):
-                change = edited.log_softmax(-1) - before
-                size = -(share * change).sum(-1).mean()
-                yield Effect(request[0].concept, max(float(size), 0.0), change.mean(0).cpu())
+        for part in text.to(model.device).split(max(1, LOGITS_AT_ONCE // (text.shape[1] * vocabulary))):
+            before = _logits(model, part).log_softmax(-1)
+            share = before.exp()
+            at_once = max(1, LOGITS_AT_ONCE // before.numel())
+            for first in range(0, len(requests), at_once):
+                here = requests[first : first + at_once]
+                with steering(model, here):
+                    after = _logits(model, part.repeat(len(here), 1)).view(len(here), *before.shape)
+                for place, edited in enumerate(after, first):
+                    change = edited.log_softmax(-1) - before
+                    sizes[place] -= float((share * change).sum())
+                    changes[place] += change.sum(0)
+    for request, size, change in zip(requests, (sizes / text.numel()).tolist(), changes / text.numel(), strict=True):
+        yield Effect(request[0].concept, max(size, 0.0), change.cpu())
+
+
+def _logits(model: CoCoMixForCausalLM, text: Int[Tensor, "B T"]) -> Float[Tensor, "N V"]:
+    logits = model(input_ids=text).logits
+    assert logits is not None
+    return logits.float().flatten(0, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,7 +15,7 @@ from cocomix.steer.usual import labels_folder
 
 
 class TeacherView:
-    """The teacher and SAE of the labels that a run learnt from, loaded once.
+    """The teacher and SAE of the labels that a run learnt from, loaded once; threads ask it one after another.
 
     Raises :class:`UserError` when the run has no labels, or the two are not to be had, or are others by now.
     """
@@ -23,6 +25,7 @@ class TeacherView:
         if folder is None:
             raise UserError(f"model={run} is no run with concept labels, which name its teacher")
         self.teacher, self.sae = load_pair_of(*open_labels(folder), device)
+        self._lock = threading.Lock()
 
     def strengths(self, ids: Int[Tensor, " T"], concepts: Int[Tensor, "T N"]) -> Float[Tensor, "T N"]:
         """The SAE's activation of each concept at its token, 0 where it is not active.
@@ -32,7 +35,8 @@ class TeacherView:
         context = getattr(self.teacher.config, "max_position_embeddings", None)
         if context is not None and len(ids) > context:
             raise UserError(f"the text has {len(ids)} tokens, the teacher reads {context}: shorten it")
-        with torch.no_grad():
+        # Who reads a block's output hooks the block, and would be given what other threads run through it.
+        with self._lock, torch.no_grad():
             values, active = self.sae.encode(self.teacher.activations(ids.unsqueeze(0))[0].float())
         same = active.cpu().unsqueeze(1) == concepts.cpu().unsqueeze(2)
         return (same * values.cpu().unsqueeze(1)).amax(-1)

@@ -14,11 +14,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cocomix.concepts.atlas_text import held_out_split
 from cocomix.concepts.labels import open_labels
 from cocomix.config import read_recipe
 from cocomix.errors import UserError
-from cocomix.files import atomic_path, sha256_file, sha256_json
-from cocomix.model.load import load_concept_model, model_folder
+from cocomix.files import atomic_path
+from cocomix.model.load import load_concept_model, weights_hash
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.places import recorded_path
 from cocomix.progress import say
@@ -27,7 +28,7 @@ from cocomix.steer.notation import Edit
 
 FILE = "usual.safetensors"
 WINDOWS = 64
-"""Held-out windows that are read; training's where none is held out."""
+"""Held-out windows that are read, the first ones; training's where none is held out."""
 
 _making = threading.Lock()
 
@@ -48,30 +49,31 @@ def in_raw_units(edits: Sequence[Edit], usual: Float[Tensor, " C"] | None) -> li
     return raw
 
 
-def load_usual(run: str, model: CoCoMixForCausalLM | None = None) -> Float[Tensor, " C"]:
+def load_usual(run: str, model: CoCoMixForCausalLM | None = None, labels: Path | None = None) -> Float[Tensor, " C"]:
     """Usual strengths of a run's concepts (see :func:`cocomix.steer.effect.usual_strengths`), not a number where one
     is never mixed: from ``usual.safetensors`` in its folder, made there from held-out windows on first use and
     whenever the weights are others.
 
-    ``model``: that of the run, where it is loaded already. Raises :class:`UserError` for what is no run with labels.
+    ``model``: that of the run, where it is loaded already. ``labels``: those beside whose text is measured, in place of
+    the run's own, which may be lost; what is measured there is not kept. Raises :class:`UserError` for what is no run
+    with labels.
     """
-    labels = labels_folder(run)
-    if labels is None:
+    folder, text = run_folder(run), labels if labels is not None else labels_folder(run)
+    if text is None:
         raise UserError(
             f"model={run} is no run with concept labels, so there is no text to measure usual strengths on: give the "
             "run's folder, or strengths without u"
         )
-    folder = run_folder(run)
-    assert folder is not None
-    weights = sha256_json([sha256_file(file) for file in sorted(Path(model_folder(run)).glob("*.safetensors"))])
+    kept, weights = None if folder is None else folder / FILE, weights_hash(run)
     with _making:
-        found = _read(folder / FILE, weights)
+        found = None if kept is None else _read(kept, weights)
         if found is not None:
             return found
-        say(f"{folder / FILE}: usual strengths are measured, once")
-        found = _measure(model if model is not None else load_concept_model(run)[0], labels)
-        with atomic_path(folder / FILE) as temporary:
-            save_file({"usual": found}, temporary, metadata={"weights": weights})
+        say(f"{kept or run}: usual strengths are measured, once")
+        found = _measure(model if model is not None else load_concept_model(run)[0], text)
+        if kept is not None and labels is None:
+            with atomic_path(kept) as temporary:
+                save_file({"usual": found}, temporary, metadata={"weights": weights})
         return found
 
 
@@ -114,7 +116,7 @@ def _read(path: Path, weights: str) -> Tensor | None:
 
 def _measure(model: CoCoMixForCausalLM, labels: Path) -> Tensor:
     found, dataset = open_labels(labels)
-    split = dataset.split("val" if "val" in dataset.manifest["splits"] else "train")
     window = min(found.window, model.config.text_config.max_position_embeddings)
+    split = held_out_split(dataset, window)
     windows = split.read(np.arange(min(WINDOWS, split.count(window))), window)
     return usual_strengths(model, torch.from_numpy(windows[:, :-1])).contiguous()

@@ -33,7 +33,8 @@ def card(concept: dict[str, Any]) -> str:
         facts.append(("named by", concept["author"] or "somebody"))
         facts.append(("automatic name", concept["automatic_name"]))
     told = "".join(f"<div><dt>{escaped(k)}</dt><dd>{escaped(v)}</dd></div>" for k, v in facts)
-    student = "" if concept["student"] is None else _student(concept["student"])
+    apart = note(concept["apart"]) if concept["apart"] else ""
+    student = apart if concept["student"] is None else _student(concept["student"])
     return (
         f'<article class="card"><h2><small>concept {int(concept["id"])}</small>{escaped(concept["name"])}</h2>'
         f'<dl class="facts">{told}</dl>'
@@ -96,7 +97,8 @@ def _histogram(title: str, strengths: dict[str, Any]) -> str:
         return f'<section><h3>{title}</h3><p class="chips">none</p></section>'
     most = max(counts)
     bars = "".join(
-        f'<i style="height:{max(2, 100 * n / most):.0f}%" title="{low:.3g} to {high:.3g}: {n:,} tokens"></i>'
+        f'<i style="height:{max(2, 100 * n / most) if n else 0:.0f}%" '
+        f'title="{low:.3g} to {high:.3g}: {n:,} tokens"></i>'
         for n, low, high in zip(counts, edges, edges[1:], strict=False)
     )
     return (

@@ -19,12 +19,12 @@ from cocomix.concepts.labels import open_labels
 from cocomix.devices import pick_device
 from cocomix.errors import UserError
 from cocomix.model.load import load_concept_model
-from cocomix.steer.edits import Edit, check_edit, parse_edit
+from cocomix.steer.edits import Edit, check_edit, check_steers, parse_edit
 from cocomix.steer.effect import promotions
 from cocomix.steer.inspection import atlas_of, atlas_path
 from cocomix.steer.requests import Request
 from cocomix.steer.settings import GenerateSettings
-from cocomix.steer.student_atlas import StudentAtlas, card, student_path
+from cocomix.steer.student_atlas import StudentAtlas, card, check_belongs, student_path
 from cocomix.steer.teacher_view import TeacherView
 from cocomix.steer.text import token_ids
 from cocomix.steer.usual import in_raw_units, labels_folder, load_usual
@@ -151,9 +151,16 @@ class Studio:
         return (first + [found for found in atlas.search(text[:1000], n) if found["id"] != number])[:n]
 
     def card(self, id: int) -> dict[str, Any]:
-        """All that is known of a concept (:func:`cocomix.steer.student_atlas.card`), and ``usual``, its usual strength
-        in the model, as text; None: :meth:`measure_usual` has not yet been asked for it."""
-        return {**card(self._need_atlas(), self._student(), id), "usual": self._told_usual(id)}
+        """All that is known of a concept (:func:`cocomix.steer.student_atlas.card`); ``usual``, its usual strength in
+        the model, as text, None: :meth:`measure_usual` has not yet been asked for it; ``apart``, why what the model
+        makes of it is not told where that is of other labels, else empty."""
+        atlas, student, apart = self._need_atlas(), self._student(), ""
+        if student is not None:
+            try:
+                check_belongs(atlas, student)
+            except UserError as error:
+                student, apart = None, str(error)
+        return {**card(atlas, student, id), "usual": self._told_usual(id), "apart": apart}
 
     def _told_usual(self, id: int) -> str | None:
         if self._usual is None:
@@ -224,10 +231,15 @@ class Studio:
         """Edits as the command line writes them; raises :class:`UserError` for what is none."""
         if len(texts) > MOST_EDITS:
             raise UserError(f"{len(texts)} edits are too many: give {MOST_EDITS} at most")
+        if texts:
+            self._check_steers()
         edits = [parse_edit(text) for text in texts]
         for edit in edits:
             check_edit(edit, self.concepts)
         return edits
+
+    def _check_steers(self) -> None:
+        check_steers(self.model, f"model={self.settings.model}")
 
     def stream(
         self, prompt: str, edits: Sequence[str], sampling: Sampling, stop: threading.Event | None = None
@@ -258,6 +270,7 @@ class Studio:
     def dose_response(self, id: int, stop: threading.Event | None = None) -> Iterator[list[Dose]]:
         """How much likelier the concept's promoted tokens become on held-out text when it is set to several strengths,
         in units of its usual one; a longer list after each measurement. ``stop`` ends it, and waiting for a place."""
+        self._check_steers()
         edits = [Edit(id, "set", dose, unit="usual") for dose in DOSES]
         tokens = [entry["id"] for entry in self._need_atlas().concept(id)["promoted"]]
         windows, done = self._held_out(DOSE_WINDOWS), list[Dose]()

@@ -56,12 +56,13 @@ def _written(row: Row, unit: str) -> str:
 
 
 def rows_of(texts: Iterable[str], unit: str) -> tuple[list[Row], str]:
-    """:data:`ROWS` rows, and what no slider can say, a line each. The inverse of :func:`written`; what is no edit is
-    kept as it is, so that whoever made it can mend it."""
+    """:data:`ROWS` rows, and from the first text that no slider can say on the rest, a line each. The inverse of
+    :func:`written`, in the same order, since edits of a concept act in theirs; what is no edit is kept as it is, so
+    that whoever made it can mend it."""
     rows: list[Row] = []
-    more = []
+    more: list[str] = []
     for text in texts:
-        row = _row(text, unit) if len(rows) < ROWS else None
+        row = _row(text, unit) if len(rows) < ROWS and not more else None
         if row is None:
             more.append(text)
         else:

@@ -12,9 +12,10 @@ window.studio = {
       const text = value == null ? "" : Array.isArray(value) ? value.join("\n") : String(value);
       text === "" ? asked.delete(key) : asked.set(key, text);
     }
+    // A server refuses very long addresses: what would not come back is not promised, nor what was there before it.
+    if (asked.toString().length >= 6000) for (const key of Object.keys(values)) asked.delete(key);
     const query = asked.toString();
-    // A server refuses very long addresses: what would not come back is not promised.
-    if (query.length < 6000) history.replaceState(null, "", query ? "?" + query : location.pathname);
+    history.replaceState(null, "", query ? "?" + query : location.pathname);
   },
 
   // Clicks and keys in HTML of ours become events of its component.
