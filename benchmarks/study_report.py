@@ -4,8 +4,7 @@
 
 Verdicts follow one rule. With seeds: *better* or *worse* where Student's 95 % interval of the paired difference leaves
 out zero, else *undecided*. With one seed: a difference counts where it is more than twice the standard deviation that a
-difference of two runs had over the seeds of the main stage. ``--remarks`` is what a person adds: it stands at the end,
-under its own heading.
+difference of two runs had over the seeds of the main stage. ``--remarks`` is what a person says of it: it stands first.
 """
 
 from __future__ import annotations
@@ -52,6 +51,8 @@ def main(words: Sequence[str] | None = None) -> int:
         plot = loss_plot(main_stage, axis)
         (images / f"results-{axis}.png").write_bytes(plot.png)
     parts = [
+        "# Results: a study at a small scale\n",
+        *([given.remarks.read_text(encoding="utf-8").strip() + "\n"] if given.remarks.is_file() else []),
         *opening(given.folder, study),
         *main_table(main_stage, study),
         *verdicts(main_stage),
@@ -60,8 +61,6 @@ def main(words: Sequence[str] | None = None) -> int:
         *shift(study["sources"]),
         *steering(study.get("steering", {}), images),
     ]
-    if given.remarks.is_file():
-        parts.append(given.remarks.read_text(encoding="utf-8").strip() + "\n")
     write_text(given.out, "\n".join(parts))
     shutil.copyfile(given.folder / "study.json", given.out.parent / "results.json")
     print(f"{given.out}, {given.out.parent / 'results.json'}")
@@ -87,7 +86,7 @@ def opening(folder: Path, study: Mapping[str, Any]) -> list[str]:
     search = study["search"]
     rates = [[name, f"{rate:g}", tried(search["losses"][name])] for name, rate in search["chosen"].items()]
     return [
-        "# Results: a study at a small scale\n",
+        "## What was run\n",
         f"Made by one resumable command, `python benchmarks/study.py TEXT --folder {folder.name}`, and this page from its "
         f"folder by `python benchmarks/study_report.py`. All numbers are in `docs/results.json`.\n",
         f"Text: {study['data']['train_tokens'] / 1e6:.1f}M training tokens of a {plan['vocabulary']:,}-token vocabulary. "
@@ -100,11 +99,11 @@ def opening(folder: Path, study: Mapping[str, Any]) -> list[str]:
         f"Learning rate of each method by the same search ({plan['search'] / 1e6:g}M tokens each, for `cocomix` "
         f"{plan['short'] / 1e6:g}M; of three, then on while the best lies at an edge):\n",
         table(["method", "chosen", "loss at each rate"], rates),
-        *longer_rates(study.get("rates", {}), plan),
+        *longer_rates(study.get("rates", {}), search["chosen"], plan),
     ]  # fmt: skip
 
 
-def longer_rates(losses: Mapping[str, float | None], plan: Mapping[str, Any]) -> list[str]:
+def longer_rates(losses: Mapping[str, float | None], chosen: Mapping[str, float], plan: Mapping[str, Any]) -> list[str]:
     """What the rates that were not chosen come to at the main stage's budget."""
     if not losses:
         return []
@@ -220,7 +219,8 @@ def ablations(comparison: Comparison, sigma: float, seconds: Mapping[str, float]
     base_flops = flops[comparison.baseline]
     rows = []
     for name, loss in sorted(finals.items(), key=lambda item: item[1]):
-        parent = max((p for p in PARENTS if name != p and name.startswith(p) and p in finals), key=len, default="")
+        own_methods = () if name in PARENTS else PARENTS
+        parent = max((p for p in own_methods if name.startswith(p) and p in finals), key=len, default="")
         own = flops[name]
         assert own is not None
         assert base_flops is not None
