@@ -413,6 +413,7 @@ def report(plan: Plan, source: Path, without: list[str]) -> None:
         name: sorted(path.parent for path in (plan.folder / name).glob("*/run.json")) for name in ("main", "short")
     }
     times = read_json(plan.folder / "times.json", "times")
+    searched = read_json(plan.folder / "search.json", "a search")
     sharing = sum("labels" in SEARCHED[m] or "probabilities" in SEARCHED[m] for m in map(method_of, folders["main"]))
     for name, runs in folders.items():
         found = compare([timed(load_run(run), times) for run in runs], "ntp", max(1, sharing))
@@ -425,10 +426,8 @@ def report(plan: Plan, source: Path, without: list[str]) -> None:
         "data": {"train_tokens": sum(shard["tokens"] for shard in splits["train"]["shards"])},
         "teacher_loss": last_loss(plan.folder / "teacher"),
         "sae": read_json(plan.folder / "teacher-sae" / "check.json", "a check"),
-        "search": read_json(plan.folder / "search.json", "a search"),
-        "rates": {
-            path.parent.name: finite(last_loss(path.parent)) for path in (plan.folder / "rates").glob("*/run.json")
-        },
+        "search": searched,
+        "rates": rates_found(plan, searched["chosen"]),
         "times": times,
         "upstream_shared_by": max(1, sharing),
         "concepts": {name: measure_concepts(runs, plan.data) for name, runs in folders.items()},
@@ -436,6 +435,14 @@ def report(plan: Plan, source: Path, without: list[str]) -> None:
         "sources": measure_sources(shifted, source, plan.data, {" and ".join(without): set(without)}),
     }
     write_json(plan.folder / "study.json", known)
+
+
+def rates_found(plan: Plan, chosen: dict[str, float]) -> dict[str, float | None]:
+    """Losses of the methods that begin slowly at every rate that has seen the longer budget, first seed."""
+    seed = plan.seeds[0]
+    runs = {f"{name}-{chosen[name]:g}-s{seed}": plan.folder / "main" / f"{name}-s{seed}" for name in SLOW}
+    runs |= {path.parent.name: path.parent for path in (plan.folder / "rates").glob("*/run.json")}
+    return {name: finite(last_loss(run)) for name, run in runs.items()}
 
 
 def method_of(run: Path) -> str:

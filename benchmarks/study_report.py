@@ -99,16 +99,16 @@ def opening(folder: Path, study: Mapping[str, Any]) -> list[str]:
         f"Learning rate of each method by the same search ({plan['search'] / 1e6:g}M tokens each, for `cocomix` "
         f"{plan['short'] / 1e6:g}M; of three, then on while the best lies at an edge):\n",
         table(["method", "chosen", "loss at each rate"], rates),
-        *longer_rates(study.get("rates", {}), search["chosen"], plan),
+        *longer_rates(study.get("rates", {}), plan),
     ]  # fmt: skip
 
 
-def longer_rates(losses: Mapping[str, float | None], chosen: Mapping[str, float], plan: Mapping[str, Any]) -> list[str]:
-    """What the rates that were not chosen come to at the main stage's budget."""
+def longer_rates(losses: Mapping[str, float | None], plan: Mapping[str, Any]) -> list[str]:
+    """What the rates come to at the main stage's budget."""
     if not losses:
         return []
     each = ", ".join(f"`{run.rpartition('-s')[0]}` {nats(loss)}" for run, loss in sorted(losses.items()))
-    return [f"The rates that were not chosen, at {plan['tokens'] / 1e6:g}M tokens (first seed): {each}.\n"]
+    return [f"At {plan['tokens'] / 1e6:g}M tokens (first seed): {each}.\n"]
 
 
 def tried(losses: Mapping[str, float | None]) -> str:

@@ -111,7 +111,7 @@ def test_the_page_tells_numbers_intervals_and_verdicts(folder, tmp_path):
     assert "| cocomix_add |" in page
     assert "-0.200 [-0.201, -0.199]" in page
     assert "| `add` beats next-token prediction | yes (-0.200) |" in page
-    assert "at 1M tokens (first seed): `cocomix-0.004` 4.750." in page
+    assert "At 1M tokens (first seed): `cocomix-0.004` 4.750." in page
     assert "not reached (0 of 3 seeds)" in page
     assert page.startswith("# Results: a study at a small scale\n\n## Remarks\n\nRead with care.")
     assert json.loads((tmp_path / "docs/results.json").read_text())["teacher_loss"] == 3.5
