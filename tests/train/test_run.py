@@ -24,6 +24,7 @@ from cocomix.testing.models import tiny_model
 from cocomix.train.alone import LOCK, alone_in
 from cocomix.train.build import build_optimizers, learning_rate
 from cocomix.train.checkpoint import Checkpoints, checkpoint_folders, read_tensors
+from cocomix.train.loop import evaluate
 from cocomix.train.metrics import read_lines
 from cocomix.train.run import Run
 from cocomix.train.settings import OptimizerSettings, ScheduleSettings, TrainSettings
@@ -122,6 +123,27 @@ def test_finished_run_trains_no_more_and_is_exported_as_a_plain_model(dataset, t
     ids = torch.randint(1, dataset.vocab_size, (2, 16))
     with torch.no_grad():
         torch.testing.assert_close(plain.eval()(ids).logits, run.model.eval()(ids).logits, atol=1e-5, rtol=0)
+
+
+def test_a_run_is_exported_where_one_says_and_a_setting_is_no_folder(dataset, tmp_path, cli, monkeypatch):
+    run = Path(train(settings(dataset, tmp_path / "run", "steps=1"))["folder"])
+    monkeypatch.chdir(tmp_path)
+    assert cli("export", run, "out=named")[0] == 0
+    assert (tmp_path / "named" / "config.json").is_file()
+    for word, sentence in (
+        ("tokenizer=gpt2", "'tokenizer=gpt2': the export of a run has no settings"),
+        (".", "out=. is the working directory, which cannot be replaced: name a folder in it"),
+    ):
+        code, _, err = cli("export", run, word)
+        assert (code, sentence in err) == (2, True), err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["named", "run"]
+
+
+def test_an_evaluation_has_no_more_windows_at_once_than_a_step(dataset, tmp_path):
+    run, rows = Run(settings(dataset, tmp_path / "run", "micro_batches=2")), []
+    run.model.register_forward_pre_hook(lambda _, args, given: rows.append(len(given["input_ids"])), with_kwargs=True)
+    evaluate(run)
+    assert max(rows) == 2
 
 
 def test_metrics_count_tokens_operations_and_means(dataset, tmp_path):
