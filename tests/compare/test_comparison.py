@@ -444,7 +444,8 @@ def test_an_evaluation_on_the_way_that_is_not_finite_leaves_its_neighbourhood_un
 def test_headline_and_interval_of_a_verdict_are_of_the_same_losses(tmp_path):
     """Seed 1 has just begun: nothing is known of it at the baseline's first evaluation."""
     begun = cocomix(seed=1, tokens=(10_000,), losses=(9.0,), finished=False)
-    pair = only_pair(tmp_path, ntp(), ntp(seed=1), cocomix(losses=power_law(scale=0.5)), begun)
+    longer = (*GRID, 2_000_000)
+    pair = only_pair(tmp_path, ntp(), ntp(seed=1), cocomix(tokens=longer, losses=power_law(tokens=longer)), begun)
     final = [seed["final_loss"]["difference"] for seed in pair["by_seed"]]
     assert pair["loss"]["equal_tokens"] is None is not pair["by_seed"][0]["loss_at_equal_tokens"]
     assert pair["verdict"].startswith("At the end of its own budget")
