@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SLURM's SIGUSR1 ask long work to stop at its next safe point."""
+"""Ctrl-C, SIGTERM, SLURM's SIGUSR1 and a terminal that is gone ask long work to stop at its next safe point."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Stopped(Exception):
 class StopRequest:
     """Context in which a signal sets ``requested`` instead of ending the process; a second one ends it."""
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.requested = False
@@ -30,7 +30,9 @@ class StopRequest:
         # Only the main thread may install handlers; elsewhere (a notebook's worker) signals keep their meaning.
         self._old = {}
         if threading.current_thread() is threading.main_thread():
-            self._old = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+            # Under nohup the terminal may go: its signal is ignored already, and stays so.
+            wanted = [n for n in self.SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+            self._old = {number: signal.signal(number, self._handle) for number in wanted}
         return self
 
     def __exit__(
@@ -40,6 +42,6 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and number != signal.SIGHUP:  # shell and system may both tell that the terminal is gone
             raise KeyboardInterrupt
         self.requested = True

@@ -41,6 +41,15 @@ def test_earlier_comparison_among_the_runs_is_passed_over(tmp_path, runs, cli):
     assert "holds an earlier comparison, no run: passed over" in err
 
 
+def test_a_second_report_over_all_folders_replaces_the_first(tmp_path, runs, cli):
+    comparison = tmp_path / "comparison"
+    comparison.mkdir()
+    (comparison / "summary.json").write_text("{}")
+    code, _, err = cli("compare", comparison, *runs)
+    assert (code, f"report: {comparison / 'index.html'}" in err) == (0, True), err
+    assert not (comparison / "comparison").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

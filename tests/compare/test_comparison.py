@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cocomix.compare.comparison import compare
-from cocomix.compare.curves import Curve
+from cocomix.compare.curves import Curve, Sharing, curve, parts
 from cocomix.compare.runs import load_run
 from cocomix.compare.summary import summary
 from cocomix.errors import UserError
@@ -166,6 +166,21 @@ def test_runs_with_the_same_labels_share_the_upstream(tmp_path):
     assert found["pairs"][0]["flops_saved_by"]["with_upstream"] == pytest.approx(1 - (3 + 1.5 + 1.5) / 6)
 
 
+def test_runs_of_one_teacher_share_it_whatever_they_read_of_it_and_those_of_one_sae_that(tmp_path):
+    upstream = {"teacher": {"flops": 2e12, "seconds": 20.0}, "sae": {"flops": 1e12, "seconds": 10.0}}
+    teacher, sae = {"fingerprint": "teacher"}, {"fingerprint": "sae"}
+    labels = {"label_flops_per_token": 3e6, "losses": power_law(scale=0.5)}
+    made = [ntp(), cocomix(method="kd", upstream=upstream | {"sae": {"flops": 0, "seconds": 0}}, labels="probabilities",
+                           of={"teacher": teacher}, **labels)]  # fmt: skip
+    # with train_windows each seed has a cache of its own
+    made += [cocomix(seed=s, labels=f"few-s{s}", upstream=upstream, of={"teacher": teacher, "sae": sae}, **labels)
+             for s in (0, 1)]  # fmt: skip
+    kd, ours = summary(compare(runs(tmp_path, *made)))["pairs"]
+    assert (kd["upstream_shared_by"], ours["upstream_shared_by"], ours["sae_shared_by"]) == (3, 3, 2)
+    assert kd["flops_saved_by"]["with_upstream"] == pytest.approx(1 - (3 + 1.5 + 2 / 3) / 6)
+    assert ours["flops_saved_by"]["with_upstream"] == pytest.approx(1 - (3 + 1.5 + 2 / 3 + 1 / 2) / 6)
+
+
 def test_unknown_upstream_stays_unknown(tmp_path):
     pretrained = {"teacher": None, "sae": {"flops": 1e12, "seconds": 10.0}}
     pair = only_pair(tmp_path, ntp(), cocomix(label_flops_per_token=3e6, upstream=pretrained))
@@ -278,6 +293,13 @@ def test_sweep_of_one_method_is_compared_run_by_run_with_the_best_of_the_baselin
     assert [pair.candidate for pair in found.pairs] == ["run0", "cocomix"]
     assert compare([entry.run for entry in found.entries], baseline="ntp").baseline == "run1"
     assert compare([entry.run for entry in found.entries], baseline="run0").baseline == "run0"
+
+
+def test_a_group_that_bears_its_methods_name_is_no_better_baseline_for_it(tmp_path):
+    made = {"ntp-s0": ntp(), "ntp-lr-0.004-s0": ntp(losses=power_law(scale=0.9)), "cocomix-s0": cocomix()}
+    found = [load_run(run.write(tmp_path / name)) for name, run in made.items()]
+    assert compare(found).baseline == compare(found, baseline="ntp").baseline == "ntp-lr-0.004"
+    assert compare(found, baseline="ntp-s0").baseline == "ntp"
 
 
 def test_rows_of_one_method_with_seeds_are_grouped_by_their_names(tmp_path):
@@ -407,6 +429,51 @@ def test_loss_between_evaluations_lies_on_a_line_in_the_logarithm_of_tokens():
     assert curve.loss_at(50) is None
     assert curve.loss_for("seconds", 1) is None
     assert curve.tokens_to_reach(2.9) is None
+
+
+def test_an_evaluation_on_the_way_that_is_not_finite_leaves_its_neighbourhood_unknown(tmp_path):
+    short, long = (250_000, 500_000, 750_000), (250_000, 500_000, 900_000, 1_000_000)
+    pair = only_pair(
+        tmp_path, ntp(tokens=short, losses=(5.0, 4.6, 4.4)), cocomix(tokens=long, losses=(5.0, math.inf, 4.4, 4.3))
+    )
+    assert (pair["loss"]["equal_tokens"], pair["why"]["equal_tokens"]) == (None, "out of range")
+    assert "At the end of its own budget cocomix ends 0.100 nats a token better" in pair["verdict"]
+    assert Curve(np.array([1.0, 2.0]), np.array([5.0, math.inf]), {}).loss_at(2.0) is None
+
+
+def test_headline_and_interval_of_a_verdict_are_of_the_same_losses(tmp_path):
+    """Seed 1 has just begun: nothing is known of it at the baseline's first evaluation."""
+    begun = cocomix(seed=1, tokens=(10_000,), losses=(9.0,), finished=False)
+    longer = (*GRID, 2_000_000)
+    pair = only_pair(tmp_path, ntp(), ntp(seed=1), cocomix(tokens=longer, losses=power_law(tokens=longer)), begun)
+    final = [seed["final_loss"]["difference"] for seed in pair["by_seed"]]
+    assert pair["loss"]["equal_tokens"] is None is not pair["by_seed"][0]["loss_at_equal_tokens"]
+    assert pair["verdict"].startswith("At the end of its own budget")
+    assert f"loss difference {min(final):+.3f} to {max(final):+.3f} nats" in pair["verdict"]
+
+
+def test_benchmarks_that_are_no_numbers_are_null_in_the_summary(tmp_path):
+    folder = ntp().write(tmp_path / "run")
+    (folder / "benchmarks.json").write_text('{"piqa": {"acc": NaN, "more": [Infinity, 1]}}')
+    assert summary(compare([load_run(folder)]))["runs"][0]["benchmarks"] == {"piqa": {"acc": None, "more": [None, 1]}}
+
+
+def test_seconds_of_labels_that_are_made_while_training_count_before_the_run_has_ended(tmp_path):
+    folder = cocomix(label_flops_per_token=3e6, label_seconds_per_token=5e-5, finished=False).write(tmp_path / "run")
+    described = json.loads((folder / "run.json").read_text())
+    described["labels"] |= {
+        "seconds_per_token": 2e-5,
+        "cached_seconds_per_token": 2e-5,
+    }  # a cache, and one that is asked
+    (folder / "run.json").write_text(json.dumps(described))
+    lines = [json.loads(line) for line in (folder / "evals.jsonl").read_text().splitlines()]
+    (folder / "evals.jsonl").write_text("".join(json.dumps(x | {"label_seconds": x["step"]}) + "\n" for x in lines))
+    found = load_run(folder)
+    last = found.last
+    assert parts(found, "seconds").labels == pytest.approx(2e-5 * last.tokens + last.step)
+    assert curve(found, Sharing(1, 1)).costs["seconds"][-1] == pytest.approx(
+        last.seconds + 2e-5 * last.tokens + last.step
+    )
 
 
 def test_bounce_before_the_crossing_is_passed_by_the_running_minimum():

@@ -58,7 +58,22 @@ def test_folder_of_runs_stands_for_its_runs_until_its_sweep_is_over(tmp_path):
     assert not is_over([str(sweep)], runs)  # the next run may not have begun
     (sweep / "sweep.json").write_text("{}")
     assert is_over([str(sweep)], runs)
-    assert not is_over([str(sweep)], [load_run(at(sweep, "a", 2))])
+    begun = [load_run(at(sweep, "a", 2))]
+    assert not is_over([str(sweep)], begun)
+    (sweep / "sweep.json").write_text(
+        '{"runs": [{"name": "a", "state": "failed"}, {"name": "b", "state": "finished"}]}'
+    )
+    assert is_over([str(sweep)], begun)
+    assert not is_over([str(sweep)], [load_run(at(tmp_path / "elsewhere", "a", 2))])
+
+
+def test_an_earlier_comparison_is_passed_over_and_said_once(tmp_path, capsys):
+    folder, told = at(tmp_path, "ntp", 4), set()
+    (tmp_path / "comparison").mkdir()
+    (tmp_path / "comparison" / "summary.json").write_text("{}")
+    for _ in range(2):
+        assert run_folders([str(tmp_path / "comparison"), str(folder)], told) == [folder]
+    assert capsys.readouterr().err.count("passed over") == 1
 
 
 def test_sweep_in_parts_is_over_when_each_part_is(tmp_path):

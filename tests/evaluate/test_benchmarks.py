@@ -162,6 +162,7 @@ def own_tasks(tmp_path: Path) -> Path:
     rows = {
         "tiny_rolling": [{"text": text} for text in texts],
         "tiny_choice": [{"question": "It was", "choices": ["dark", "light", "no"], "answer": i % 3} for i in range(5)],
+        "tiny_generation": [{"question": "It was", "answer": "dark"}] * 2,
     }
     shapes: dict[str, dict[str, Any]] = {
         "tiny_rolling": {
@@ -176,6 +177,13 @@ def own_tasks(tmp_path: Path) -> Path:
             "doc_to_choice": "{{choices}}",
             "doc_to_target": "answer",
             "metric_list": [{"metric": "acc"}],
+        },
+        "tiny_generation": {
+            "output_type": "generate_until",
+            "doc_to_text": "{{question}}",
+            "doc_to_target": "{{answer}}",
+            "generation_kwargs": {"until": ["."], "max_gen_toks": 2},
+            "metric_list": [{"metric": "exact_match"}],
         },
     }
     for name, lines in rows.items():
@@ -214,20 +222,25 @@ def test_tasks_of_the_harness_are_asked_by_its_own_code(run: Path, own_tasks: Pa
     assert cli(*words, "limit=2")[2].count("done before") == 2
 
 
+@pytest.mark.parametrize(
+    ("task", "asks"),
+    [("tiny_choice", "_model_call"), ("tiny_generation", "_model_generate")],
+    ids=["score", "generate"],
+)
 def test_a_task_of_the_harness_is_stopped_between_batches(
-    run: Path, own_tasks: Path, cli, monkeypatch: pytest.MonkeyPatch
+    run: Path, own_tasks: Path, cli, monkeypatch: pytest.MonkeyPatch, task: str, asks: str
 ) -> None:
     from lm_eval.models.huggingface import HFLM
 
-    real, calls = HFLM._model_call, []
+    real, calls = getattr(HFLM, asks), []
 
     def model_call(self: Any, *args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         os.kill(os.getpid(), signal.SIGTERM)
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(HFLM, "_model_call", model_call)
-    code, out, err = cli("eval", run, "tasks=[tiny_choice]", f"include={own_tasks}", "batch=1", "--json")
+    monkeypatch.setattr(HFLM, asks, model_call)
+    code, out, err = cli("eval", run, f"tasks=[{task}]", f"include={own_tasks}", "batch=1", "--json")
     assert (code, out, len(calls)) == (75, "", 1)
     assert "the same command goes on" in err
 
@@ -280,9 +293,10 @@ def test_mistakes_are_told_in_a_sentence(words: list[str], sentence: str, run: P
 def test_a_file_that_cannot_be_written_or_is_none_of_ours_is_told_before_the_work(
     run: Path, tmp_path: Path, cli
 ) -> None:
-    code, _, err = cli("eval", run, "tasks=[piqa]", f"out={tmp_path}")
-    assert code == 2
-    assert f"results cannot be written to {tmp_path}: name another file with out=FILE.json" in err
+    for place in (tmp_path, run / "run.json" / "mine.json"):
+        code, _, err = cli("eval", run, "tasks=[piqa]", f"out={place}")
+        assert code == 2
+        assert f"results cannot be written to {place}: name another file with out=FILE.json" in err
     (run / "benchmarks.json").write_text("no JSON")
     code, _, err = cli("eval", run, "tasks=[piqa]", "limit=1")
     assert code == 2

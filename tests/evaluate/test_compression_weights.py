@@ -26,9 +26,9 @@ def weights():
     return rows
 
 
-def export(folder, tensor=None, mixer="concept", file="model.safetensors"):
+def export(folder, tensor=None, mixer="concept", mixing="insert", file="model.safetensors"):
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "cocomix", "mixer": mixer}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "cocomix", "mixer": mixer, "mixing": mixing}))
     save_file({TENSOR: weights() if tensor is None else tensor, "mixer.pre_bias": torch.zeros(4)}, folder / file)
     return folder
 
@@ -99,6 +99,7 @@ def test_verb_writes_norms_and_their_histogram_into_the_models_folder(tmp_path, 
     ("made", "message"),
     [
         (lambda path: export(path, mixer="pause"), "predicts no concepts: give a run with model.mixer=concept"),
+        (lambda path: export(path, mixing="none"), "mixes no concepts in .*: give a run with another model.mixing"),
         (lambda path: path.mkdir(), "is no folder with a config.json: give a run folder or an export folder"),
         (lambda path: export(path, file="other.safetensors"), "its weights cannot be read"),
         (lambda path: export(path, torch.full((3, 2), float("nan"))), "the weights of 3 concepts are no numbers"),

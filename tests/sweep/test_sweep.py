@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import yaml
 
 from cocomix.concepts.extract import extract
 from cocomix.concepts.settings import ExtractSettings
-from cocomix.config import load_settings
+from cocomix.config import load_settings, merge, parse_override
 from cocomix.data.dataset import Dataset
 from cocomix.errors import UserError
 from cocomix.stopping import EXIT_STOPPED
@@ -104,6 +105,21 @@ def test_where_few_windows_are_labelled_each_seed_has_its_own(data, sae, tmp_pat
         ({"runs": {"a": {"recipe": "tiny/ntp"}}, "grid": {"optimizer.lr": []}}, "grid.optimizer.lr has no values"),
         ({"runs": {"a": {"recipe": "tiny/ntp"}}, "only": ["b"]}, "only=b is no row of the sweep: a"),
         ({"runs": {"a": {"recipe": "tiny/ntp"}}, "part": "5/4"}, "part=5/4: parts count from 1, give 1/4 … 4/4"),
+        (
+            {"runs": {"a": {"recipe": "tiny/ntp"}}, "set": {"seed": 3}},
+            "set.seed: this is said once for the sweep, give seeds",
+        ),
+        (
+            {"runs": {"a": {"recipe": "tiny/ntp", "set": {"data": {"path": "x"}}}}},
+            "runs.a.set.data.path: this is said once for the sweep, give data: FOLDER",
+        ),
+        ({"runs": {"a": {"recipe": "tiny/ntp", "grid": {"seed": [1, 2]}}}}, "runs.a.grid.seed: this is said once"),
+        (
+            {"runs": {"a": {"recipe": "tiny/ntp", "seeds": []}}},
+            "setting 'runs.a.seeds': list should have at least 1 item",
+        ),
+        ({"runs": {"a": {"recipe": "tiny/ntp"}}, "only": []}, "setting 'only': list should have at least 1 item"),
+        ({"runs": {}}, "setting 'runs': dictionary should have at least 1 item"),
         ({"runs": {"a": {"recipe": "tiny/ntp"}}, "part": "0/16"}, "part=0/16: parts count from 1, give 1/16 … 16/16"),
     ],
 )
@@ -111,6 +127,28 @@ def test_what_does_not_fit_is_named(data, tmp_path, changes, sentence):
     with pytest.raises(UserError) as told:
         sweep(data, tmp_path, **changes)
     assert sentence in str(told.value)
+
+
+def test_runs_of_one_name_are_told_whatever_their_parts(data, tmp_path):
+    settings = sweep(data, tmp_path, {"a": {"recipe": "tiny/ntp"}}, grid={"batch_windows": [128, "128"]}, part="1/2")
+    with pytest.raises(UserError, match=r"two runs of the sweep are called a-batch_windows-128-s0"):
+        cases(settings, {})
+
+
+def test_a_mistake_in_what_runs_share_says_of_which(data, tmp_path):
+    rows = {"a": {"recipe": "tiny/cocomix", "labels": "large"}}
+    with pytest.raises(UserError, match=r"^labels\.large: setting 'sae' is missing: add sae=…$"):
+        find_caches(sweep(data, tmp_path, rows, labels={"large": {}}), make=False)
+
+
+@pytest.mark.parametrize(
+    "text", ["try #2", "007", "2M", "yes", "null", "a: b", "[x", '"x"', "6e-4", " x", "ключ: 🌊", ""]
+)
+def test_a_string_of_the_file_reaches_a_run_as_it_is(data, tmp_path, text):
+    (run,) = cases(sweep(data, tmp_path / text, {text: {"recipe": "tiny/ntp"}}, set={"model.from_backbone": text}), {})
+    read = functools.reduce(merge, map(parse_override, run.words[1:]))
+    assert (read["run"], read["method"]) == (f"{tmp_path / text}/{text}-s0", text)
+    assert read["model"]["from_backbone"] == text
 
 
 def test_a_mistake_in_the_last_row_is_told_before_anything_runs(data, tmp_path, cli):
@@ -172,9 +210,10 @@ def test_a_run_that_was_stopped_or_killed_is_told_as_such(data, tmp_path, comman
     names = ("good", "stopped", "killed", "refused")
     (tmp_path / "killed-s0").mkdir()
     (tmp_path / "killed-s0" / "log.txt").write_text("error: a mistake of last week\n")
+    (tmp_path / "sweep.json").write_text('{"runs": []}')  # of last week too: true no more as soon as anything runs
     commands[0].update(
         {
-            "good-s0": "echo '{\"finished\": true}' > run.json",
+            "good-s0": "test ! -e ../sweep.json && echo '{\"finished\": true}' > run.json",
             "stopped-s0": f"exit {EXIT_STOPPED}",
             "killed-s0": "echo step 3; kill -9 $$",
             "refused-s0": "echo error: too big; exit 2",

@@ -19,10 +19,12 @@ from cocomix.data.batches import sample_batch
 from cocomix.dist.parallel import Spread
 from cocomix.errors import UserError
 from cocomix.losses.terms import loss_terms
-from cocomix.stopping import Stopped
+from cocomix.stopping import Stopped, StopRequest
 from cocomix.testing.models import tiny_model
+from cocomix.train.alone import LOCK, alone_in
 from cocomix.train.build import build_optimizers, learning_rate
 from cocomix.train.checkpoint import Checkpoints, checkpoint_folders, read_tensors
+from cocomix.train.loop import evaluate
 from cocomix.train.metrics import read_lines
 from cocomix.train.run import Run
 from cocomix.train.settings import OptimizerSettings, ScheduleSettings, TrainSettings
@@ -123,6 +125,27 @@ def test_finished_run_trains_no_more_and_is_exported_as_a_plain_model(dataset, t
         torch.testing.assert_close(plain.eval()(ids).logits, run.model.eval()(ids).logits, atol=1e-5, rtol=0)
 
 
+def test_a_run_is_exported_where_one_says_and_a_setting_is_no_folder(dataset, tmp_path, cli, monkeypatch):
+    run = Path(train(settings(dataset, tmp_path / "run", "steps=1"))["folder"])
+    monkeypatch.chdir(tmp_path)
+    assert cli("export", run, "out=named")[0] == 0
+    assert (tmp_path / "named" / "config.json").is_file()
+    for word, sentence in (
+        ("tokenizer=gpt2", "'tokenizer=gpt2': the export of a run has no settings"),
+        (".", "out=. is the working directory, which cannot be replaced: name a folder in it"),
+    ):
+        code, _, err = cli("export", run, word)
+        assert (code, sentence in err) == (2, True), err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["named", "run"]
+
+
+def test_an_evaluation_has_no_more_windows_at_once_than_a_step(dataset, tmp_path):
+    run, rows = Run(settings(dataset, tmp_path / "run", "micro_batches=2")), []
+    run.model.register_forward_pre_hook(lambda _, args, given: rows.append(len(given["input_ids"])), with_kwargs=True)
+    evaluate(run)
+    assert max(rows) == 2
+
+
 def test_metrics_count_tokens_operations_and_means(dataset, tmp_path):
     train(settings(dataset, tmp_path / "run"))
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
@@ -162,6 +185,8 @@ def test_a_stop_signal_saves_and_the_same_command_goes_on(dataset, tmp_path):
             break
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
+    with pytest.raises(UserError, match=f"process {process.pid} trains in this folder already: wait for its end"):
+        train(load_settings(TrainSettings, words))
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
     assert process.returncode == 75, err
@@ -171,6 +196,33 @@ def test_a_stop_signal_saves_and_the_same_command_goes_on(dataset, tmp_path):
     resumed = Run(load_settings(TrainSettings, words))
     resumed.resume()
     assert resumed.counters.step == saved
+    assert not (run / LOCK).exists()
+
+
+def test_a_run_folder_has_one_writer_until_its_process_is_gone(tmp_path):
+    folder = tmp_path / "run"
+    code = (
+        "import pathlib, sys, time\nfrom cocomix.train.alone import alone_in\n"
+        "with alone_in(pathlib.Path(sys.argv[1])):\n    time.sleep(99)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, folder])
+    while not ((folder / LOCK).is_file() and (folder / LOCK).stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.05)
+    with pytest.raises(UserError, match=f"process {process.pid} trains in this"), alone_in(folder):
+        pass
+    (folder / LOCK).write_text("7 elsewhere")
+    with (
+        pytest.raises(UserError, match=r"process 7 on elsewhere .* remove .*lock if that machine is down"),
+        alone_in(folder),
+    ):
+        pass
+    process.kill()
+    process.wait()
+    for _ in range(2):
+        with alone_in(folder):
+            assert (folder / LOCK).read_text().startswith(f"{os.getpid()} ")
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -279,6 +331,21 @@ def test_learning_rate_warms_up_falls_to_its_end_and_is_never_zero():
 def test_text_shorter_than_a_window_is_refused(dataset, tmp_path):
     with pytest.raises(UserError, match="fewer than a window of 50000"):
         Run(settings(dataset, tmp_path / "run", "data.window=50000"))
+
+
+def test_a_terminal_that_is_gone_asks_to_stop_however_often_it_says_so_and_never_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with StopRequest() as stop:
+            for _ in range(2):
+                signal.raise_signal(signal.SIGHUP)
+            assert stop.requested
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_stopped_is_not_a_user_error():

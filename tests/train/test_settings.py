@@ -6,6 +6,7 @@ import pytest
 
 from cocomix.config import load_settings, recipes_folder
 from cocomix.errors import UserError
+from cocomix.model.config import CoCoMixConfig
 from cocomix.sweep.settings import SweepSettings
 from cocomix.train.run import Run
 from cocomix.train.settings import TrainSettings
@@ -29,6 +30,14 @@ def test_every_recipe_is_valid(recipe):
         or recipe.startswith("smollm2")
         or "base" in recipe
     )
+
+
+@pytest.mark.parametrize("below", ["tiny/cocomix", "smollm2/cocomix", "tiny/cocomix_memory"])
+def test_concept_loss_alone_lies_over_every_recipe_of_concepts(below):
+    model = load_settings(
+        TrainSettings, [below, "ablations/concept_alone", "data.path=d", "data.labels=l", "run=r"]
+    ).model
+    CoCoMixConfig(mixer=model.mixer, mixing=model.mixing, insert_at=1, slot_base=model.slot_base).check()
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def test_a_run_pays_for_the_teacher_and_says_which(dataset, cached, tmp_path):
     result = go(dataset, tmp_path / "kd", KD, "data.probabilities=five", "steps=3")
     record = read_json(tmp_path / "kd" / "run.json", "a run")["labels"]
     assert record["flops_per_token"] == cached["cost"]["flops_per_token"] > 0
+    assert record["cached_seconds_per_token"] == record["seconds_per_token"] > 0
     assert record["of"]["k"] == 5
     assert result["evaluation"]["flops"]["teacher"] == pytest.approx(3 * 4 * dataset.window * record["flops_per_token"])
     assert all(value > 0 for value in losses(tmp_path / "kd", "distill"))
@@ -103,6 +104,7 @@ def test_a_teacher_asked_while_training_gives_what_the_cache_holds(dataset, teac
     go(dataset, tmp_path / "cached", KD, "data.probabilities=five", "steps=4")
     go(dataset, tmp_path / "asked", KD, f"data.teacher.name={teacher}", "data.teacher.k=5", "steps=4")
     assert losses(tmp_path / "asked", "distill") == pytest.approx(losses(tmp_path / "cached", "distill"), abs=2e-3)
+    assert read_json(tmp_path / "asked" / "run.json", "a run")["labels"]["cached_seconds_per_token"] == 0
     go(dataset, tmp_path / "whole", KD, f"data.teacher.name={teacher}", "steps=4")
     assert losses(tmp_path / "whole", "distill")[0] >= losses(tmp_path / "asked", "distill")[0]
 

@@ -74,8 +74,9 @@ def compare(words: RunsAndSettings = None, watch: Watch = False, as_json: Json =
         return compare_runs(runs, settings.baseline, settings.upstream_shared_by)
 
     if not watch:
-        comparison = compared([load_run(folder) for folder in run_folders(folders)])
-        page = write_comparison(comparison, _out(settings, folders))
+        runs = [load_run(folder) for folder in run_folders(folders)]
+        comparison = compared(runs)
+        page = write_comparison(comparison, _out(settings, runs))
         _print(comparison, summary(comparison), settings.format, as_json)
         say(f"report: {page}")
         return
@@ -89,8 +90,7 @@ def compare(words: RunsAndSettings = None, watch: Watch = False, as_json: Json =
         comparison = compared(look.runs)
         if look.news or look.last:
             # The last page stays as it is.
-            out = _out(settings, folders)
-            page = write_comparison(comparison, out, None if look.last else every)
+            page = write_comparison(comparison, _out(settings, look.runs), None if look.last else every)
             if not look.last:
                 say(f"report: {page}")
         if look.last:
@@ -115,15 +115,9 @@ def _is_seconds(word: str) -> bool:
     return not Path(word).is_dir()
 
 
-def _out(settings: CompareSettings, folders: list[str]) -> Path:
-    """Where the report goes: beside the first run that was given, or into the folder of runs that was given; what is
-    waited for does not count."""
-    if settings.out is not None:
-        return settings.out
-    from cocomix.compare.watch import is_awaited
-
-    first = next(folder for folder in map(Path, folders) if not is_awaited(folder)).resolve()
-    return (first.parent if (first / "run.json").is_file() else first) / "comparison"
+def _out(settings: CompareSettings, runs: list[Run]) -> Path:
+    """Where the report goes: beside the first run, so into the folder of runs that was given."""
+    return settings.out if settings.out is not None else runs[0].folder.resolve().parent / "comparison"
 
 
 def _print(comparison: Comparison, result: dict[str, Any], format: str, as_json: bool) -> None:

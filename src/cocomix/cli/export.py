@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
 
-from cocomix.cli.common import Json, Overrides, quiet_transformers, show
+from cocomix.cli.common import Json, Overrides, plain, quiet_transformers, show
 
 
 def export(
@@ -39,15 +40,18 @@ def export(
     from cocomix.train.verb import export_run
 
     quiet_transformers()
-    settings = load_settings(ReferenceSettings, words or [])
-    if from_reference:
-        if out is None or "=" in out:
-            raise UserError("--from-reference needs a folder to write: cocomix export --from-reference FOLDER OUT")
-        result = export_reference(run, out, settings)
+    words, place = list(words or []), None if out is None else plain("out", out)
+    if place is not None and place == out and re.match(r"[\w.]+=", place):  # a setting in the folder's place
+        words, place = [place, *words], None
+    if words and not from_reference:
+        raise UserError(f"{words[0]!r}: the export of a run has no settings; they belong to --from-reference")
+    if place is None and from_reference:
+        raise UserError("--from-reference needs a folder to write: cocomix export --from-reference FOLDER OUT")
+    settings = load_settings(ReferenceSettings, words)
+    if from_reference and place is not None:
+        result = export_reference(run, place, settings)
         text = f"{result['folder']}: {result['class']} from {result['checkpoint']}"
     else:
-        if words:
-            raise UserError(f"{words[0]!r}: the export of a run has no settings; they belong to --from-reference")
-        result = export_run(run, out)
+        result = export_run(run, place)
         text = f"{result['folder']}: {result['class']} after {result['tokens']:,} tokens"
     show(result, text, as_json)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from cocomix.compare.benchmarks import unlike
-from cocomix.compare.curves import Curve, curve
+from cocomix.compare.curves import Curve, Sharing, curve
 from cocomix.compare.pairs import Pair, seed_pair
 from cocomix.compare.runs import Run, is_finite
 from cocomix.compare.wording import count, share
@@ -66,22 +66,17 @@ def compare(runs: Sequence[Run], baseline: str | None = None, upstream_shared_by
     """Groups ``runs`` by method, pairs their seeds, and holds every group against the baseline's.
 
     ``baseline`` names a method or a run; without it the method ``ntp`` is taken, else that of the first run.
-    ``upstream_shared_by`` runs bear the training of teacher and SAE together; without it, as many of ``runs`` as read
-    the same labels. Raises :class:`UserError` when there is no run, when a run is given twice, when the runs differ in
-    tokenizer, data, window, evaluated documents or context, or when ``baseline`` names none of them.
+    ``upstream_shared_by`` runs bear the training of teacher and SAE together; without it, as many of ``runs`` as have
+    the same teacher bear the teacher's, as many as have the same SAE the SAE's. Raises :class:`UserError` when there is
+    no run, when a run is given twice, when the runs differ in tokenizer, data, window, evaluated documents or context,
+    or when ``baseline`` names none of them.
     """
     if not runs:
         raise UserError("no run to compare: give the run folders, e.g. 'cocomix compare runs/ntp runs/cocomix'")
     _refuse_twice(runs)
     _refuse_difference(runs)
     names, groups = _names(runs), _groups(runs)
-    sharing = Counter(run.manifest.labels.fingerprint for run in runs if run.manifest.labels and run.pays_teacher)
-
-    def shared_by(run: Run) -> int:
-        if upstream_shared_by is not None:
-            return upstream_shared_by
-        return sharing[run.manifest.labels.fingerprint] if run.manifest.labels and run.pays_teacher else 1
-
+    shared_by = _sharing(runs, upstream_shared_by)
     base = _baseline(runs, names, groups, baseline)
     entries = [
         Entry(name, group, run, curve(run, shared_by(run)) if run.evaluations else None)
@@ -100,7 +95,25 @@ def compare(runs: Sequence[Run], baseline: str | None = None, upstream_shared_by
     return Comparison(tuple(entries), base, tuple(pairs), tuple(notes))
 
 
-def _pair(theirs: Sequence[Entry], ours: Sequence[Entry], shared_by: int) -> Pair:
+def _sharing(runs: Sequence[Run], given: int | None) -> Callable[[Run], Sharing]:
+    """Who shares with a run the training of its teacher and its SAE."""
+    paying = [run.manifest.labels for run in runs if run.manifest.labels and run.pays_teacher]
+    teachers, saes = (Counter(labels.makers(part) for labels in paying) for part in ("teacher", "sae"))
+
+    def shared_by(run: Run) -> Sharing:
+        labels = run.manifest.labels
+        if given is not None:
+            return Sharing(given, given)
+        if labels is None or not run.pays_teacher:
+            return Sharing(1, 1)
+        teacher, sae = labels.makers("teacher"), labels.makers("sae")
+        # Where there is no SAE, there is nothing to share either.
+        return Sharing(teachers[teacher], saes[sae] if sae else teachers[teacher])
+
+    return shared_by
+
+
+def _pair(theirs: Sequence[Entry], ours: Sequence[Entry], shared_by: Sharing) -> Pair:
     notes = []
     baselines = {entry.run.seed: entry for entry in theirs}
     couples = [(baselines[entry.run.seed], entry) for entry in ours if entry.run.seed in baselines]
@@ -127,7 +140,8 @@ def _pair(theirs: Sequence[Entry], ours: Sequence[Entry], shared_by: int) -> Pai
         baseline=base,
         candidate=group,
         by_seed=tuple(seed_pair(c.run.seed, b.curve, c.curve) for b, c in couples if b.curve and c.curve),
-        shared_by=shared_by,
+        shared_by=shared_by.teacher,
+        sae_shared_by=shared_by.sae,
         has_teacher=couples[0][1].run.pays_teacher,
         notes=tuple(dict.fromkeys(notes)),
     )
@@ -248,19 +262,23 @@ def _baseline(runs: Sequence[Run], names: Sequence[str], groups: Sequence[str], 
     """The group that ``wanted`` names. A method's name that stands for several (a sweep's points) means the one with
     the lowest final loss: whatever is held against it shall beat it at its best."""
 
-    def group_of(name: str) -> str | None:
+    def of_run(name: str) -> str | None:
         for run, own, group in zip(runs, names, groups, strict=True):
-            if name in (group, own, run.name, run.folder.as_posix()):
+            if name in (own, run.name, run.folder.as_posix()):
                 return group
-        of_method = [(_final(run), group) for run, group in zip(runs, groups, strict=True) if run.method == name]
+        return None
+
+    def best_of_method(name: str) -> str | None:
         by_group: dict[str, list[float]] = {}
-        for loss, group in of_method:
-            by_group.setdefault(group, []).append(loss)
+        for run, group in zip(runs, groups, strict=True):
+            if run.method == name:
+                by_group.setdefault(group, []).append(_final(run))
         return min(by_group, key=lambda group: mean(by_group[group])) if by_group else None
 
     if wanted is None:
-        return group_of(DEFAULT_BASELINE) or groups[0]
-    found = group_of(wanted)
+        return best_of_method(DEFAULT_BASELINE) or of_run(DEFAULT_BASELINE) or groups[0]
+    # One of a method's groups may bear its name: the method is meant.
+    found = of_run(wanted) or best_of_method(wanted) or (wanted if wanted in groups else None)
     if found is None:
         known = list(dict.fromkeys([*groups, *names]))
         raise UserError(

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from cocomix.compare.runs import Cost, Run, is_finite
+from cocomix.compare.runs import Cost, Evaluation, Run, is_finite
 
 Axis = Literal[
     "tokens",
@@ -51,14 +51,17 @@ class Curve:
     """Cumulative cost at each evaluation; None where a part of it is not known."""
 
     def loss_at(self, tokens: int | float) -> float | None:
-        """The loss after ``tokens``; None outside the evaluated range."""
+        """The loss after ``tokens``; None outside the evaluated range, and beside an evaluation that is not finite."""
         if not self.tokens[0] <= tokens <= self.tokens[-1]:
             return None
         right = int(np.searchsorted(self.tokens, tokens))
-        if self.tokens[right] == tokens:
+        left = right if self.tokens[right] == tokens else right - 1
+        if not np.isfinite(self.loss[[left, right]]).all():
+            return None
+        if left == right:
             return float(self.loss[right])
-        share = _log_share(float(tokens), self.tokens[right - 1], self.tokens[right])
-        return float(self.loss[right - 1] + share * (self.loss[right] - self.loss[right - 1]))
+        share = _log_share(float(tokens), self.tokens[left], self.tokens[right])
+        return float(self.loss[left] + share * (self.loss[right] - self.loss[left]))
 
     def tokens_to_reach(self, loss: float) -> float | None:
         """The tokens at which the running minimum of the loss first comes down to ``loss``; None if never.
@@ -118,13 +121,15 @@ class Parts:
     """The SAE's training, in full."""
 
 
-def label_seconds(run: Run, teacher_flops: float, tokens: int | float) -> float:
-    """Seconds of label extraction behind ``tokens``; with several epochs a window's labels are paid once."""
+def label_seconds(run: Run, at: Evaluation) -> float:
+    """Seconds of labelling behind an evaluation; with several epochs a window's cached labels are paid once."""
     labels = run.manifest.labels
     if labels is None:
         return 0.0
-    labelled = teacher_flops / labels.flops_per_token if labels.flops_per_token > 0 else tokens
-    return labelled * labels.seconds_per_token
+    labelled = at.flops.teacher / labels.flops_per_token if labels.flops_per_token > 0 else at.tokens
+    if labels.cached_seconds_per_token is None or at.label_seconds is None:
+        return labelled * labels.seconds_per_token
+    return labelled * labels.cached_seconds_per_token + at.label_seconds
 
 
 def parts(run: Run, kind: Literal["flops", "seconds"]) -> Parts | None:
@@ -135,7 +140,7 @@ def parts(run: Run, kind: Literal["flops", "seconds"]) -> Parts | None:
     teacher, sae = upstream(run, kind)
     if kind == "flops":
         return Parts(last.flops.student, last.flops.teacher, teacher, sae)
-    return Parts(last.seconds, label_seconds(run, last.flops.teacher, last.tokens), teacher, sae)
+    return Parts(last.seconds, label_seconds(run, last), teacher, sae)
 
 
 def upstream(run: Run, kind: Literal["flops", "seconds"]) -> tuple[float | None, float | None]:
@@ -152,19 +157,26 @@ def upstream(run: Run, kind: Literal["flops", "seconds"]) -> tuple[float | None,
     return part(labels.upstream.teacher), part(labels.upstream.sae)
 
 
-def curve(run: Run, shared_by: int) -> Curve:
-    """The run's curve; ``shared_by`` runs share the training of its teacher and SAE. Needs an evaluation."""
+class Sharing(NamedTuple):
+    """Over how many runs the training of a run's teacher and that of its SAE are shared."""
+
+    teacher: int
+    sae: int
+
+
+def curve(run: Run, shared_by: Sharing) -> Curve:
+    """The run's curve, with its share of the training of teacher and SAE. Needs an evaluation."""
     evaluations = run.evaluations
     student = np.array([e.flops.student for e in evaluations], dtype=float)
     teacher = np.array([e.flops.teacher for e in evaluations], dtype=float)
     training = np.array([e.seconds for e in evaluations], dtype=float)
-    labelling = np.array([label_seconds(run, e.flops.teacher, e.tokens) for e in evaluations], dtype=float)
+    labelling = np.array([label_seconds(run, e) for e in evaluations], dtype=float)
 
     def with_upstream(
         costs: Float[np.ndarray, " E"], kind: Literal["flops", "seconds"]
     ) -> Float[np.ndarray, " E"] | None:
-        known = [c for c in upstream(run, kind) if c is not None]
-        return costs + sum(known) / shared_by if len(known) == 2 else None
+        teacher, sae = upstream(run, kind)
+        return None if teacher is None or sae is None else costs + teacher / shared_by.teacher + sae / shared_by.sae
 
     return Curve(
         tokens=np.array([e.tokens for e in evaluations], dtype=float),

@@ -14,7 +14,8 @@ from cocomix.compare.intervals import Spread, spread
 from cocomix.compare.pairs import Pair
 
 Missing = Literal["not known", "out of range"]
-"""Why a loss at a cost is missing: a part of the cost is not known; it lies before a run's first evaluation."""
+"""Why a loss at a cost is missing: a part of the cost is not known; it lies before a run's first evaluation, or beside
+one that is not finite."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,12 @@ def methods(comparison: Comparison) -> list[Method]:
 
 
 def _method(name: str, entries: Sequence[Entry], at: Mapping[Axis, float | None], pair: Pair | None) -> Method:
-    usable = [entry for entry in entries if _curve(entry) is not None]
-    curves = [curve for entry in usable if (curve := _curve(entry)) is not None]
+    usable = [(entry, curve) for entry in entries if (curve := _curve(entry)) is not None]
+    curves = [curve for _, curve in usable]
     parameters = entries[0].run.manifest.parameters
     return Method(
         name=name,
-        seeds=tuple(entry.run.seed for entry in usable),
+        seeds=tuple(entry.run.seed for entry, _ in usable),
         left_out=len(entries) - len(usable),
         active=parameters.active,
         total=parameters.total,
@@ -84,7 +85,7 @@ def _curve(entry: Entry) -> Curve | None:
 def _at(curves: Sequence[Curve], axis: Axis, cost: float | None) -> Level | Missing:
     if cost is None or any(curve.costs[axis] is None for curve in curves):
         return "not known"
-    losses = [loss for curve in curves if (loss := curve.loss_for(axis, cost)) is not None and math.isfinite(loss)]
+    losses = [loss for curve in curves if (loss := curve.loss_for(axis, cost)) is not None]
     return _level(losses) if losses and len(losses) == len(curves) else "out of range"
 
 

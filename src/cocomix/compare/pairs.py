@@ -34,7 +34,8 @@ class SeedPair:
     final: Losses
     """At each run's own end; ``at`` is the candidate's tokens."""
     equal: Mapping[Axis, Losses | None]
-    """At the smaller of the two budgets, by axis; None where it lies before an evaluation, or a cost is not known."""
+    """At the smaller of the two budgets, by axis; None where it lies before an evaluation or beside one that is not
+    finite, or a cost is not known."""
     unknown: frozenset[Axis]
     """The axes on which a part of a cost is not known."""
     saved: Mapping[Axis, float | None]
@@ -99,7 +100,9 @@ class Pair:
     candidate: str
     by_seed: tuple[SeedPair, ...]
     shared_by: int
-    """Number of runs that the training of the candidate's teacher and SAE is shared over."""
+    """Number of runs that the training of the candidate's teacher is shared over."""
+    sae_shared_by: int
+    """The same of its SAE."""
     has_teacher: bool
     """Whether the candidate pays a teacher at all."""
     notes: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -63,7 +63,19 @@ class Labels(Record):
     fingerprint: str
     flops_per_token: float
     seconds_per_token: float
+    cached_seconds_per_token: float | None = None
+    """What of it comes from caches: the rest is asked while the run trains, and its evaluations tell what that took.
+    None where nobody wrote it down."""
     upstream: Upstream = Upstream()
+    of: dict[str, Any] | list[dict[str, Any]] | None = None
+    """What they are of, one for each source."""
+
+    def makers(self, part: Literal["teacher", "sae"]) -> frozenset[str]:
+        """Fingerprints of the teachers or autoencoders behind them; the labels' own where nobody wrote those down."""
+        if self.of is None:
+            return frozenset([self.fingerprint])
+        sources = self.of if isinstance(self.of, list) else [self.of]
+        return frozenset(source[part]["fingerprint"] for source in sources if source.get(part))
 
 
 class Data(Record):
@@ -83,7 +95,6 @@ class Manifest(Record):
     method: str
     seed: int
     parameters: Parameters
-    batch_tokens: int
     steps: int | None = None
     """How many are planned; an estimate for budgets in seconds."""
     data: Data
@@ -104,6 +115,8 @@ class Evaluation(Progress):
     """A line of ``evals.jsonl``; ``loss`` in nats a token, None or not finite when the run had diverged."""
 
     loss: float | None
+    label_seconds: float | None = None
+    """Spent on teachers that are asked while the run trains, since the start; None where nobody wrote it down."""
     ppl: float | None = None
     bits_per_byte: float | None = None
     documents: int | None = None

@@ -23,8 +23,8 @@ class CompareSettings(Settings):
     upstream_shared_by: int | None = Field(
         None,
         ge=1,
-        description="Runs that share the training of teacher and SAE; without it those compared that read the same "
-        "labels.",
+        description="Runs that share the training of teacher and SAE; without it those compared that have the same "
+        "teacher, and the same SAE.",
     )
     format: Literal["text", "latex", "markdown", "csv"] = Field(
         "text",

@@ -20,10 +20,10 @@ def summary(comparison: Comparison) -> dict[str, Any]:
     Of a run: costs and losses at its last evaluation; null before the first one. ``seconds`` are of its
     training alone. Of a pair: ``flops_saved`` and ``seconds_saved`` count the student's training and the
     teacher's labels; ``flops_saved_by`` and ``seconds_saved_by`` split them into the student alone, with
-    labels, and with the training of teacher and SAE shared over ``upstream_shared_by`` runs (null: not
-    known). ``loss`` holds both losses and their difference on the same seven axes, ``intervals`` the 95 % bootstraps
-    of all of these, ``intervals_student_t`` the same by Student's t; ``interval`` is that of ``tokens_saved``. What is
-    null for a reason has it in ``why``.
+    labels, and with the training of the teacher shared over ``upstream_shared_by`` runs and that of the SAE over
+    ``sae_shared_by`` (null: not known). ``loss`` holds both losses and their difference on the same seven axes,
+    ``intervals`` the 95 % bootstraps of all of these, ``intervals_student_t`` the same by Student's t; ``interval`` is
+    that of ``tokens_saved``. What is null for a reason has it in ``why``.
     Of a method: means over seeds with half their 95 % intervals (Student's t), ``equal`` at the ``budgets`` that all
     methods have spent; a word instead says why there is none.
     """
@@ -55,7 +55,7 @@ def _run(entry: Entry) -> dict[str, Any]:
         "val_loss": _number(last.loss) if last else None,
         "ppl": _number(last.ppl) if last else None,
         "bits_per_byte": _number(last.bits_per_byte) if last else None,
-        "benchmarks": run.benchmarks,
+        "benchmarks": _finite(run.benchmarks),
         "best_loss": _best(entry),
         "finished": run.manifest.finished,
         "folder": run.folder.as_posix(),
@@ -100,6 +100,7 @@ def _pair(pair: Pair) -> dict[str, Any]:
         "flops_saved_by": _split(pair, "flops"),
         "seconds_saved_by": _split(pair, "seconds"),
         "upstream_shared_by": pair.shared_by,
+        "sae_shared_by": pair.sae_shared_by,
         "reached": pair.reached,
         "reverse": pair.reverse,
         "reverse_saved": {axis: pair.reverse_saved(axis) for axis in MAIN_AXES},
@@ -152,3 +153,12 @@ def _list(bounds: Interval | None) -> list[float] | None:
 
 def _number(value: float | None) -> float | None:
     return value if is_finite(value) else None
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with None for its numbers that are not finite, at any depth."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return _number(value) if isinstance(value, float) else value

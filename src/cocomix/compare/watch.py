@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cocomix.compare.runs import Run, load_run
 from cocomix.errors import UserError
+from cocomix.files import read_json
 from cocomix.progress import say
 from cocomix.stopping import Stopped, StopRequest
 
@@ -20,18 +21,21 @@ PART = re.compile(r"sweep-(\d+)-(\d+)\.json")
 """What part I of N of a sweep writes at its end."""
 
 
-def run_folders(folders: Sequence[str]) -> list[Path]:
+def run_folders(folders: Sequence[str], told: set[Path] | None = None) -> list[Path]:
     """The run folders that ``folders`` mean: themselves, or all runs in a folder of runs, by name.
 
-    An earlier comparison's folder, which ``runs/*`` matches too, is passed over, and said. What is neither a run nor
-    holds one is returned as it is: reading it tells the mistake.
+    An earlier comparison's folder, which ``runs/*`` matches too, is passed over, and said once for the same ``told``.
+    What is neither a run nor holds one is returned as it is: reading it tells the mistake.
     """
+    told = set() if told is None else told
     found: list[Path] = []
     for folder in map(Path, folders):
         if (folder / "run.json").is_file():
             found.append(folder)
         elif (folder / "summary.json").is_file():
-            say(f"{folder} holds an earlier comparison, no run: passed over")
+            if folder not in told:
+                say(f"{folder} holds an earlier comparison, no run: passed over")
+            told.add(folder)
         else:
             found += _runs_in(folder) or [folder]
     return found
@@ -45,19 +49,27 @@ def is_over(folders: Sequence[str], runs: Sequence[Run]) -> bool:
     """Whether nothing will come any more: all runs are finished, and so are the sweeps whose folders were given.
 
     A folder of runs may get further ones until its sweep has written its ``sweep.json``, or each of N parts its
-    ``sweep-I-N.json``.
+    ``sweep-I-N.json``. What these call failed or stopped has come to its end as well.
     """
     growing = [Path(f) for f in folders if not (Path(f) / "run.json").is_file() and _runs_in(Path(f))]
-    return all(run.manifest.finished for run in runs) and all(map(_swept, growing))
+    sweeps = [_swept(folder) for folder in growing]
+    ended = {folder / name for folder, names in zip(growing, sweeps, strict=True) for name in names or ()}
+    return None not in sweeps and all(run.manifest.finished or run.folder in ended for run in runs)
 
 
-def _swept(folder: Path) -> bool:
-    """Whether the sweep of a folder of runs, or each of its parts, is over."""
-    done: dict[int, set[int]] = {}
+def _swept(folder: Path) -> set[str] | None:
+    """The runs that the sweep of a folder of runs, or its parts, told of at its end; None while it goes on."""
+    parts: dict[int, dict[int, Path]] = {}
     for file in folder.glob("sweep-*-*.json"):
         if found := PART.fullmatch(file.name):
-            done.setdefault(int(found[2]), set()).add(int(found[1]))
-    return (folder / "sweep.json").is_file() or any(parts >= set(range(1, n + 1)) for n, parts in done.items())
+            parts.setdefault(int(found[2]), {})[int(found[1])] = file
+    over = [file for number, files in parts.items() if len(files) == number for file in files.values()]
+    if (whole := folder / "sweep.json").is_file():
+        over.append(whole)
+    if not over:
+        return None
+    results = [read_json(file, "a sweep's result") for file in over]
+    return {run["name"] for result in results for run in result.get("runs", [])}
 
 
 def is_awaited(folder: Path) -> bool:
@@ -89,10 +101,11 @@ def watch(folders: Sequence[str], seconds: int | float, show: Callable[[Look], N
         raise UserError(f"--watch {seconds:g}: looks are a second apart at least, give 1 or more")
     before: object = None
     said = False
+    told: set[Path] = set()
     with StopRequest() as stop:
         while True:
             awaited = [folder for folder in folders if is_awaited(Path(folder))]
-            runs = [load_run(folder) for folder in run_folders([f for f in folders if f not in awaited])]
+            runs = [load_run(folder) for folder in run_folders([f for f in folders if f not in awaited], told)]
             if awaited and not said:
                 said = True
                 say(f"no run has begun yet in {', '.join(awaited)}: waiting for one")

@@ -74,6 +74,13 @@ def interval(bounds: Interval) -> str:
     return f"{share(bounds[0])} to {share(bounds[1])}"
 
 
+def sharing(teacher: int, sae: int) -> str:
+    """Over how many runs the training of teacher and SAE is shared: ``3 runs``, ``6 (teacher) and 3 (SAE) runs``."""
+    if teacher != sae:
+        return f"{teacher} (teacher) and {sae} (SAE) runs"
+    return f"{teacher} run{'s' if teacher != 1 else ''}"
+
+
 def verdict(pair: Pair) -> str:
     """What a pair shows, in sentences that are as plain when the candidate loses as when it wins."""
     return " ".join(part for part in (_at_equal_tokens(pair), _to_the_same_loss(pair), _certainty(pair)) if part)
@@ -145,8 +152,11 @@ def _certainty(pair: Pair) -> str:
     if number == 1:
         return "One seed: no interval."
 
+    # What the first sentence is about: of one seed alone it may be known at equal tokens.
+    at_equal = pair.equal("tokens") is not None
+
     def compared(seed: SeedPair) -> Losses | None:
-        return seed.equal["tokens"] or seed.final
+        return seed.equal["tokens"] if at_equal else seed.final
 
     bounds = pair.difference_interval(compared)
     saved = pair.saved_interval("tokens")

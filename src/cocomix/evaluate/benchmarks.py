@@ -55,7 +55,8 @@ def results_file(settings: EvalSettings) -> Path:
     else:
         file = Path(f"{settings.model.replace('/', '--')}.{FILE}")
     folder = next(folder for folder in file.absolute().parents if folder.exists())
-    if file.is_dir() or not os.access(file if file.exists() else folder, os.W_OK) or not os.access(folder, os.W_OK):
+    places = (folder, file) if file.exists() else (folder,)
+    if file.is_dir() or not folder.is_dir() or not all(os.access(place, os.W_OK) for place in places):
         raise UserError(f"results cannot be written to {file}: name another file with out=FILE.json")
     return file
 
@@ -98,6 +99,7 @@ def run_benchmarks(settings: EvalSettings) -> dict[str, Any]:
                 if stop.requested:
                     raise Stopped(f"finished tasks are in {file}; the same command goes on with the others")
 
+            check()
             start = time.monotonic()
             with progress(head, task.requests) as bar:
                 outcome = task.run(model, tokenizer, Scoring(longest, settings.batch, check, bar.advance))

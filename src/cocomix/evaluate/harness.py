@@ -202,6 +202,10 @@ def _scorer(model: Any, tokenizer: Any, scoring: Scoring, name: str) -> Any:
             scoring.check()
             return super()._model_call(*args, **kwargs)
 
+        def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
+            scoring.check()
+            return super()._model_generate(*args, **kwargs)
+
     device = str(next(model.parameters()).device)
     return Scorer(
         pretrained=model, tokenizer=tokenizer, batch_size=scoring.batch, max_length=scoring.longest, device=device

@@ -18,6 +18,9 @@ from cocomix.data.dataset import Split
 from cocomix.dist.world import World
 from cocomix.model.modeling import IGNORED, CoCoMixForCausalLM
 
+BATCH_WINDOWS = 16
+"""Pieces of documents at once, where that many fit; the result does not depend on it."""
+
 
 @dataclass(frozen=True)
 class Perplexity:
@@ -47,7 +50,7 @@ def evaluate_documents(
     context: int,
     limit: int | None = None,
     text_bytes: int | None = None,
-    batch_windows: int = 16,
+    batch_windows: int = BATCH_WINDOWS,
     advance: Callable[[int], None] = lambda tokens: None,
     world: World | None = None,
 ) -> Perplexity:

@@ -1,7 +1,7 @@
 """What a benchmark task is: rows of a data set become items, an item becomes requests for log-likelihoods.
 
 Prompts, delimiters and right answers are those of lm-evaluation-harness' task definitions (0.4.13), without examples in
-the prompt; ``tests/evaluate/test_benchmarks.py`` builds both and compares.
+the prompt; ``tests/evaluate/test_tasks.py`` builds both and compares.
 """
 
 from __future__ import annotations

@@ -63,13 +63,20 @@ def results_folder(settings: WeightsSettings) -> Path:
 def compression(model: str) -> Float[Tensor, "C D"]:
     """The compression's weights, a row a concept, of a run's export or of an export folder.
 
-    Raises :class:`UserError` when ``model`` is neither, has no concept mixer, or its files are not whole.
+    Raises :class:`UserError` when ``model`` is neither, has no concept mixer or mixes nothing in, or its files are not
+    whole.
     """
     folder = model_place(model, f"model={model}")
     if folder is None or not (folder / "config.json").is_file():
         raise UserError(f"model={model} is no folder with a config.json: give a run folder or an export folder")
-    if read_json(folder / "config.json", "a model's configuration").get("mixer") != "concept":
+    config = read_json(folder / "config.json", "a model's configuration")
+    if config.get("mixer") != "concept":
         raise UserError(f"model={model} predicts no concepts: give a run with model.mixer=concept")
+    if config.get("mixing") == "none":
+        raise UserError(
+            f"model={model} mixes no concepts in (mixing none), so these weights were never trained: give a run with "
+            "another model.mixing"
+        )
     try:
         with safe_open(_file(folder), framework="pt") as file:
             return file.get_tensor(TENSOR)

@@ -109,6 +109,7 @@ def _templates() -> jinja2.Environment:
         "signed": lambda value: f"{value:+.3f}".replace("-", "−"),
     }
     environment.globals |= {
+        "sharing": wording.sharing,
         "style": Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
         "inline": lambda plot: Markup(plot.inline),
     }

@@ -14,7 +14,7 @@ from cocomix.compare.curves import AXES, Axis
 from cocomix.compare.intervals import Interval, Spread
 from cocomix.compare.methods import Level, Method, budgets, methods
 from cocomix.compare.pairs import Losses, Pair
-from cocomix.compare.wording import count, duration, few_seeds, flops, no_loss, no_saving, share
+from cocomix.compare.wording import count, duration, few_seeds, flops, interval, no_loss, no_saving, share, sharing
 
 AT_EQUAL: dict[Axis, str] = {
     "tokens": "tokens",
@@ -86,7 +86,7 @@ def _savings(comparison: Comparison, found: Sequence[Method]) -> Table:
         saved, bounds = pair.saved(axis), pair.saved_interval(axis)
         if saved is None:
             return no_saving(pair, axis)
-        return _minus(share(saved)) + ("" if bounds is None else f" ({_minus(_range(bounds))})")
+        return _minus(share(saved)) + ("" if bounds is None else f" ({_minus(interval(bounds))})")
 
     base = comparison.baseline
     caption = (
@@ -124,11 +124,11 @@ def _against(name: str, caption: str, found: Sequence[Method], cell: Callable[[P
 
 
 def _upstream(comparison: Comparison) -> str:
-    runs = sorted({pair.shared_by for pair in comparison.pairs if pair.has_teacher})
-    if not runs:
+    by = {(pair.shared_by, pair.sae_shared_by) for pair in comparison.pairs if pair.has_teacher}
+    if not by:
         return "No method has a teacher."
-    number = " or ".join(map(str, runs))
-    return f"+ upstream: with the training of teacher and SAE, borne by {number} run{'s' if runs != [1] else ''}."
+    runs = " or ".join(sharing(*numbers) for numbers in sorted(by))
+    return f"+ upstream: with the training of teacher and SAE, borne by {runs}."
 
 
 def _benchmarks(names: Sequence[str], found: Sequence[Method]) -> Table:
@@ -155,10 +155,6 @@ def _difference(losses: Losses, bounds: Interval | None) -> str:
     difference = losses.difference if abs(losses.difference) >= 0.0005 else 0.0
     text = f"{difference:+.3f}" + ("" if bounds is None else f" ({bounds[0]:+.3f} to {bounds[1]:+.3f})")
     return _minus(text)
-
-
-def _range(bounds: Interval) -> str:
-    return f"{share(bounds[0])} to {share(bounds[1])}"
 
 
 def _minus(text: str) -> str:
@@ -263,6 +259,7 @@ def _csv_line(
         line |= {f"equal_{axis}_at": at[axis], **_csv_level(f"equal_{axis}", method.equal[axis])}
     line["paired_seeds"] = len(pair.by_seed) if pair else None
     line["upstream_shared_by"] = pair.shared_by if pair else None
+    line["sae_shared_by"] = pair.sae_shared_by if pair else None
     for axis in AXES:
         saved = pair.saved(axis) if pair else None
         low, high = (pair.saved_interval(axis) if pair else None) or (None, None)

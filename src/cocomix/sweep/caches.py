@@ -12,6 +12,7 @@ from cocomix.concepts.probabilities import Probabilities
 from cocomix.concepts.settings import ExtractSettings, ProbabilitySettings
 from cocomix.config import load_settings
 from cocomix.data.dataset import Dataset
+from cocomix.errors import UserError
 from cocomix.files import read_json
 from cocomix.progress import say
 from cocomix.sweep.cases import OPTIONS, Option, Shared, shared
@@ -47,8 +48,11 @@ def _find_or_make(sweep: SweepSettings, dataset: Dataset, wanted: Shared, make: 
     given = {"name": wanted.name, **getattr(sweep, wanted.option)[wanted.name], "data": sweep.data}
     if wanted.seed is not None:
         given |= {"name": f"{given['name']}-s{wanted.seed}", "train_seed": wanted.seed}
-    settings = load_settings(settings_class, [], **given)
-    there = _find(dataset, cache, settings)
+    try:
+        settings = load_settings(settings_class, [], **given)
+        there = _find(dataset, cache, settings)
+    except UserError as error:
+        raise UserError(f"{wanted.option}.{wanted.name}: {error}") from error
     if there is None and make:
         say(f"{wanted.option} {settings.name}: not there yet")
         (extract if wanted.option == "labels" else extract_probabilities)(settings)

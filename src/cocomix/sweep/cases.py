@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from cocomix.config import parse_override
+from cocomix.errors import UserError
 from cocomix.sweep.settings import SweepSettings
 
 Option = Literal["labels", "probabilities"]
@@ -44,7 +47,10 @@ def shared(sweep: SweepSettings, option: Option, name: str, seed: int) -> Shared
 
 
 def cases(sweep: SweepSettings, caches: Mapping[Shared, str]) -> list[Case]:
-    """All runs of the sweep in their order, or those of its part. ``caches``: → name in the dataset."""
+    """All runs of the sweep in their order, or those of its part. ``caches``: → name in the dataset.
+
+    Raises :class:`UserError` for runs of one name, whatever their parts.
+    """
     found = []
     for name, row in sweep.runs.items():
         if sweep.only is not None and name not in sweep.only:
@@ -60,17 +66,24 @@ def cases(sweep: SweepSettings, caches: Mapping[Shared, str]) -> list[Case]:
                     if wanted is not None:
                         given[f"data.{option}"] = caches[shared(sweep, option, wanted, seed)]
                 given |= {**sweep.set, **row.set, **chosen, "run": f"{sweep.folder}/{'-'.join(parts)}"}
-                words = [*row.recipe, *(f"{key}={_yaml(value)}" for key, value in given.items())]
+                words = [*row.recipe, *(_word(key, value) for key, value in given.items())]
                 found.append(Case("-".join(parts), name, words))
+    for name, times in Counter(case.name for case in found).items():
+        if times > 1:
+            raise UserError(f"two runs of the sweep are called {name}: give their rows or values other names")
     if sweep.part is None:
         return found
     first, step = map(int, sweep.part.split("/"))
     return found[first - 1 :: step]
 
 
-def _yaml(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _word(key: str, value: Any) -> str:
+    """``key=value`` that is read back as ``value``: a string stands in quotes where YAML would take it for another."""
+    if isinstance(value, str) and parse_override(f"value={value}") == {"value": value}:
+        return f"{key}={value}"
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def _short(value: Any) -> str:
-    return "".join(c if c.isalnum() or c in ".-" else "_" for c in _yaml(value))
+    text = value if isinstance(value, str) else json.dumps(value)
+    return "".join(c if c.isalnum() or c in ".-" else "_" for c in text)

@@ -8,6 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from cocomix.config import Settings
 
+OF_THE_SWEEP = {"seed": "give seeds: […], a row its own in its seeds", "data.path": "give data: FOLDER"}
+"""Settings of a run that are no row's to set, and what to write instead."""
+
 
 class RunSettings(Settings):
     """A row of a sweep: a run for each point of the grid and each seed."""
@@ -19,7 +22,7 @@ class RunSettings(Settings):
     labels: str | None = Field(None, description="which of the sweep's labels it reads")
     probabilities: str | None = Field(None, description="which of the sweep's probabilities it reads")
     grid: dict[str, list[Any]] | None = Field(None, description="instead of the sweep's grid; {} for none")
-    seeds: list[int] | None = Field(None, description="instead of the sweep's seeds")
+    seeds: list[int] | None = Field(None, description="instead of the sweep's seeds", min_length=1)
 
     @field_validator("recipe", mode="before")
     @classmethod
@@ -32,7 +35,9 @@ class SweepSettings(Settings):
 
     folder: str = Field(description="the runs lie in FOLDER/NAME")
     data: str = Field(description="the dataset folder")
-    runs: dict[str, RunSettings] = Field(description="rows by name: the method's name, by which comparisons group runs")
+    runs: dict[str, RunSettings] = Field(
+        description="rows by name: the method's name, by which comparisons group runs", min_length=1
+    )
     set: dict[str, Any] = Field(default_factory=dict, description="settings of every run, e.g. {tokens: 2000000}")
     grid: dict[str, list[Any]] = Field(
         default_factory=dict, description="setting → values: every row with every combination"
@@ -56,7 +61,20 @@ class SweepSettings(Settings):
         description="I/N: every N-th run, from the I-th on (one of N cluster jobs). Parts count from 1: "
         "sbatch --array=1-16 for part=$SLURM_ARRAY_TASK_ID/16",
     )
-    only: list[str] | None = Field(None, description="rows to run, by name; none: all")
+    only: list[str] | None = Field(None, description="rows to run, by name; none: all", min_length=1)
+
+    @model_validator(mode="after")
+    def _says_once(self) -> SweepSettings:
+        """With another seed or dataset in ``set``, runs would not be what their names and the sweep say."""
+        rows = self.runs.items()
+        sets = [("set", self.set), *((f"runs.{name}.set", row.set) for name, row in rows)]
+        grids = [("grid", self.grid), *((f"runs.{name}.grid", row.grid or {}) for name, row in rows)]
+        for where, given in [*sets, *grids]:
+            data = given.get("data")
+            for key in [*given, *(f"data.{inner}" for inner in (data if isinstance(data, dict) else ()))]:
+                if key in OF_THE_SWEEP:
+                    raise ValueError(f"{where}.{key}: this is said once for the sweep, {OF_THE_SWEEP[key]}")
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> SweepSettings:

@@ -40,6 +40,10 @@ def run_sweep(sweep: SweepSettings) -> dict[str, Any]:
     from cocomix.sweep.caches import find_caches
 
     check(cases(sweep, find_caches(sweep, make=False)))
+    # What an earlier sweep came to is true no more: who follows this one waits for the new result.
+    with explained(sweep.folder):
+        for file in (result_file(sweep), Path(sweep.folder) / "sweep.json"):
+            file.unlink(missing_ok=True)
     due = cases(sweep, find_caches(sweep, make=True))
     waiting = [case for case in due if not _finished_before(case, sweep)]
     say(f"{sweep.folder}: {len(due)} runs, {len(due) - len(waiting)} finished before")
@@ -74,10 +78,13 @@ def run_sweep(sweep: SweepSettings) -> dict[str, Any]:
         "failed": states.count("failed"),
         "stopped": states.count("stopped"),
     }
-    write_json(
-        Path(sweep.folder) / f"sweep{'' if sweep.part is None else '-' + sweep.part.replace('/', '-')}.json", result
-    )
+    write_json(result_file(sweep), result)
     return result
+
+
+def result_file(sweep: SweepSettings) -> Path:
+    """What the sweep, or its part, writes at its end."""
+    return Path(sweep.folder) / f"sweep{'' if sweep.part is None else '-' + sweep.part.replace('/', '-')}.json"
 
 
 def finished(folder: Path) -> bool:
@@ -107,16 +114,12 @@ def _ended(case: Case, sweep: SweepSettings, error: str | None) -> dict[str, Any
 
 
 def check(due: Sequence[Case]) -> None:
-    """Raises :class:`UserError` that names the row of a run with settings that are none, and runs of one name."""
+    """Raises :class:`UserError` that names the row of a run with settings that are none."""
     for case in due:
         try:
             load_settings(TrainSettings, case.words)
         except UserError as error:
             raise UserError(f"runs.{case.row}: {error}") from error
-    names = [case.name for case in due]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"two runs of the sweep are called {name}: give their rows other names")
 
 
 class _Running(NamedTuple):

@@ -25,6 +25,9 @@ class MadeUpRun:
     label_flops_per_token: float = 0.0
     label_seconds_per_token: float = 0.0
     upstream: dict[str, dict[str, float] | None] | None = None
+    labels: str = "labels-a"
+    of: dict[str, dict[str, str]] | None = None
+    """``{"teacher": {"fingerprint"}, "sae": {"fingerprint"}}``; None: not written down."""
     active: int = 1_000_000
     data: str = "data-a"
     tokenizer: str = "tokenizer-a"
@@ -47,10 +50,11 @@ class MadeUpRun:
 
     def _manifest(self, name: str) -> dict[str, Any]:
         labels = {
-            "fingerprint": "labels-a",
+            "fingerprint": self.labels,
             "flops_per_token": self.label_flops_per_token,
             "seconds_per_token": self.label_seconds_per_token,
             "upstream": self.upstream or {"teacher": None, "sae": None},
+            "of": self.of,
         }
         return {
             "format": 1,
@@ -59,7 +63,6 @@ class MadeUpRun:
             "seed": self.seed,
             "parameters": {"total": 2 * self.active, "active": self.active},
             "flops_per_token": {"student": self.flops_per_token},
-            "batch_tokens": 1000,
             "data": {
                 "fingerprint": self.data,
                 "tokenizer_sha256": self.tokenizer,

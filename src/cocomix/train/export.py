@@ -41,12 +41,15 @@ def export_model(
     """Writes weights (safetensors), configuration, the network's code, tokenizer and ``record`` to ``out``.
 
     ``record`` says under ``run`` what was exported; of a run also its costs. Raises :class:`UserError` when ``out``
-    exists and is no earlier export.
+    exists and is no earlier export, or is the working directory.
     """
+    shown, out = out, out.resolve()  # "." has no name
     temporary = out.with_name(out.name + TEMPORARY_SUFFIX)
-    with explained(out):
+    with explained(shown):
+        if out == Path.cwd():
+            raise UserError(f"out={shown} is the working directory, which cannot be replaced: name a folder in it")
         if out.exists() and any(out.iterdir()) and not _is_export(out):
-            raise UserError(f"out={out} exists and is no export: choose an empty folder")
+            raise UserError(f"out={shown} exists and is no export: choose an empty folder")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
@@ -65,7 +68,7 @@ def export_model(
             temporary.rename(out)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return out
+    return shown
 
 
 def export_reference(folder: str, out: str, settings: ReferenceSettings) -> dict[str, Any]:

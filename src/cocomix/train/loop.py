@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cocomix.errors import UserError
-from cocomix.evaluate.perplexity import evaluate_documents
+from cocomix.evaluate.perplexity import BATCH_WINDOWS, evaluate_documents
 from cocomix.evaluate.text_bytes import text_bytes
 from cocomix.progress import progress
 from cocomix.stopping import Stopped, StopRequest
@@ -117,8 +117,12 @@ def evaluate(run: Run) -> dict[str, Any]:
     """The held-out documents, shared by all ranks."""
     documents = run.settings.eval_documents
     size = text_bytes(run.dataset, "val", documents)
+    # Never more at once than a training step has: what fits there fits here.
+    at_once = min(BATCH_WINDOWS, run.share // run.settings.micro_batches)
     with run.autocast():
-        result = evaluate_documents(run.model, run.dataset.split("val"), run.window, documents, size, world=run.world)
+        result = evaluate_documents(
+            run.model, run.dataset.split("val"), run.window, documents, size, at_once, world=run.world
+        )
     return {**progress_of(run), **result.to_json()}
 
 

@@ -97,8 +97,9 @@ class Sources:
 
     def describe(self, ranks: int) -> dict[str, Any] | None:
         """What the run reads and what that cost; seconds as if it was made by as many ranks as the run has, like the
-        run's own. One teacher behind two sources is paid once. Labels that only say how many concepts there are cost
-        the run nothing."""
+        run's own, and once more without what is asked while it trains: that is known at its end alone, while the
+        counters' ``label_seconds`` tell it at any time. One teacher behind two sources is paid once. Labels that only
+        say how many concepts there are cost the run nothing."""
         sources = self.read or [s for s in (self.labels,) if s]
         if not sources:
             return None
@@ -110,6 +111,10 @@ class Sources:
             "online": bool(self.online),
             "flops_per_token": sum((source.cost["flops_per_token"] for source in self.read), 0.0),
             "seconds_per_token": sum((source.cost["seconds_per_token"] for source in self.read), 0.0) / ranks,
+            "cached_seconds_per_token": sum(
+                (s.cost["seconds_per_token"] for s in self.read if isinstance(s, TeacherCache)), 0.0
+            )
+            / ranks,
             "upstream": _upstream(self.read),
             "of": first.identity if len(sources) == 1 else [source.identity for source in sources],
         }

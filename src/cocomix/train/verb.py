@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from cocomix.dist.world import joined
 from cocomix.errors import UserError
 from cocomix.files import read_json
 from cocomix.progress import say
+from cocomix.train.alone import alone_in
 from cocomix.train.checkpoint import COUNTERS, checkpoint_folders, last_whole, load_weights
 from cocomix.train.counters import Counters
 from cocomix.train.loop import fit
@@ -26,8 +28,11 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     :class:`cocomix.dist.world.RankLost` when a rank died or hangs.
     """
     keep_freed_memory()
-    with joined(settings.dist.timeout) as world, world.watching():
+    with joined(settings.dist.timeout) as world, world.watching(), ExitStack() as held:
         run = Run(settings, world)
+        with world.together():
+            if world.first:
+                held.enter_context(alone_in(run.folder))
         run.resume()
         if not run.budget.over(run.counters):
             steps = run.budget.expected_steps(run.counters)
