@@ -414,9 +414,8 @@ def report(plan: Plan, source: Path, without: list[str]) -> None:
     }
     times = read_json(plan.folder / "times.json", "times")
     searched = read_json(plan.folder / "search.json", "a search")
-    sharing = sum("labels" in SEARCHED[m] or "probabilities" in SEARCHED[m] for m in map(method_of, folders["main"]))
     for name, runs in folders.items():
-        found = compare([timed(load_run(run), times) for run in runs], "ntp", max(1, sharing))
+        found = compare([timed(load_run(run), times) for run in runs], "ntp")
         write_comparison(found, plan.folder / "report" / name)
     shifted = [run for run in folders["short"] if run.name.removesuffix("-s0").removesuffix("_shifted") in SHIFTED]
     shifted += [run for run in folders["short"] if run.name == "ntp-s0"]
@@ -429,7 +428,6 @@ def report(plan: Plan, source: Path, without: list[str]) -> None:
         "search": searched,
         "rates": rates_found(plan, searched["chosen"]),
         "times": times,
-        "upstream_shared_by": max(1, sharing),
         "concepts": {name: measure_concepts(runs, plan.data) for name, runs in folders.items()},
         "steering": {run.name: kept_steering(run) for run in folders["main"] if (run / STEERING).is_file()},
         "sources": measure_sources(shifted, source, plan.data, {" and ".join(without): set(without)}),
@@ -443,10 +441,6 @@ def rates_found(plan: Plan, chosen: dict[str, float]) -> dict[str, float | None]
     runs = {f"{name}-{chosen[name]:g}-s{seed}": plan.folder / "main" / f"{name}-s{seed}" for name in SLOW}
     runs |= {path.parent.name: path.parent for path in (plan.folder / "rates").glob("*/run.json")}
     return {name: finite(last_loss(run)) for name, run in runs.items()}
-
-
-def method_of(run: Path) -> str:
-    return load_run(run).method
 
 
 if __name__ == "__main__":

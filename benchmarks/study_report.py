@@ -70,7 +70,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def comparison_of(folder: Path, stage: str, study: Mapping[str, Any]) -> Comparison:
     """The runs of a stage, their seconds put in terms of the stage ``times``."""
     runs = [timed(load_run(path.parent), study["times"]) for path in sorted((folder / stage).glob("*/run.json"))]
-    return compare(runs, baseline="ntp", upstream_shared_by=study["upstream_shared_by"])
+    return compare(runs, baseline="ntp")
 
 
 def noise(comparison: Comparison) -> float:
@@ -162,8 +162,9 @@ def main_table(comparison: Comparison, study: Mapping[str, Any]) -> list[str]:
         "![Validation loss against tokens](images/results-tokens.png)\n",
         "![Validation loss against FLOPs](images/results-flops.png)\n",
         "## At equal cost\n",
-        f"Loss less NTP's where both have spent the same. The teacher and its SAE are shared over "
-        f"{study['upstream_shared_by']} runs, as many as read them here. Seconds are steps, and the teacher's operations, at speeds measured in turn on "
+        f"Loss less NTP's where both have spent the same. The training of the teacher is shared over the "
+        f"{max(pair.shared_by for pair in comparison.pairs)} runs here that read something of it, that of its SAE over "
+        f"{min(pair.sae_shared_by for pair in comparison.pairs if pair.has_teacher)}. Seconds are steps, and the teacher's operations, at speeds measured in turn on "
         f"{told_threads(study['times']['threads'])}: while the runs ran, they shared the machine.\n",
         table(["method", *AXES.values()], rows2),
     ]  # fmt: skip
@@ -200,9 +201,7 @@ def verdicts(comparison: Comparison) -> list[str]:
 
 
 def against(comparison: Comparison, baseline: str) -> dict[str, Any]:
-    runs = [entry.run for entry in comparison.entries]
-    shared = comparison.pairs[0].shared_by
-    return summary(compare(runs, baseline, shared))
+    return summary(compare([entry.run for entry in comparison.entries], baseline))
 
 
 def verdict(pair: Mapping[str, Any], axis: str) -> str:

@@ -92,7 +92,6 @@ def folder(tmp_path) -> Path:
         "search": {"chosen": {"ntp": 2e-3}, "losses": {"ntp": {"0.001": 5.1, "0.002": 5.0, "0.004": 5.2}}},
         "rates": {"cocomix-0.004-s0": 4.75},
         "times": TIMES,
-        "upstream_shared_by": 3,
         "concepts": {"main": {"cocomix_add-s0": quality}},
         "sources": {"ntp-s0": {"unseen": 4.5, "rest": 4.2}},
         "steering": {"cocomix_add-s0": made_steering()},
