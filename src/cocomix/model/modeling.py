@@ -54,6 +54,8 @@ class CoCoMixPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    accepts_loss_kwargs = False
+    """Tells transformers' Trainer that ``loss`` is a mean over the batch at hand, whatever else it accumulates."""
 
     def _init_weights(self, module: nn.Module) -> None:
         """The mixer's layers as the reference starts them: normal with the backbone's deviation, biases zero."""

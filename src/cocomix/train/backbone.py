@@ -27,7 +27,8 @@ OF_A_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version")
 """Entries of a configuration that speak of how weights lie in a file, not of the network."""
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout")
 """Set to zero: pretraining is without dropout, continued or not."""
-MIXER = ("mixer", "mixing", "insert_at", "slot_base", "slot_positions", "slot_every", "num_concepts", "concept_k")
+MIXER = ("mixer", "mixing", "insert_at", "slot_base", "slot_positions", "slot_every", "num_concepts", "concept_k",
+         "state_size", "state_width")  # fmt: skip
 
 
 class Source(NamedTuple):
