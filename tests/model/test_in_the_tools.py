@@ -43,6 +43,14 @@ def test_sampling_depends_on_the_seed_alone(mixing):
     assert not torch.equal(texts[0], texts[2])
 
 
+@pytest.mark.parametrize("mixing", MIXED, ids=lambda m: m["mixing"])
+@pytest.mark.parametrize("family", ["gpt2", "mistral"])
+def test_assisted_decoding_takes_tokens_back_and_equals_plain_decoding(family, mixing):
+    model, text = tiny_model(family, **mixing), IDS[:1].repeat(1, 2)  # a text that repeats gives guesses, most wrong
+    greedy = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": -1}
+    assert torch.equal(model.generate(text, prompt_lookup_num_tokens=3, **greedy), model.generate(text, **greedy))
+
+
 class AfterFour(StoppingCriteria):
     def __call__(self, input_ids, scores, **kwargs):
         return torch.full((len(input_ids),), input_ids.shape[1] >= 16)

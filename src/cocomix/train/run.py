@@ -19,7 +19,7 @@ from cocomix.dist.parallel import check_replicas, put_over
 from cocomix.dist.world import World, current
 from cocomix.errors import UserError
 from cocomix.files import read_json, write_json, write_text
-from cocomix.losses.terms import loss_terms
+from cocomix.losses.terms import loss_terms, reads_head
 from cocomix.model.costs import count_flops, count_parameters
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.places import ENVIRONMENT, recorded_path
@@ -126,7 +126,7 @@ class Run:
         if self.world.size == 1 or settings.dist.strategy == "ddp":
             model.to(self.device)  # what is sharded moves a part at a time
         mixer = [] if model.mixer is None else [model.mixer]
-        unused = model.mixer is not None and self.config.mixing == "none"
+        unused = model.mixer is not None and (self.config.mixing == "none" or not reads_head(self.terms))
         # On a CPU norms want weights of their input's type, autocast or not: nothing is gathered in bfloat16 there.
         half = self.dtype == torch.bfloat16 and self.device.type == "cuda"
         self.spread = put_over(model, list(model.blocks), mixer, settings.dist, self.world, self.device, half, unused)
