@@ -188,6 +188,12 @@ def problem_of(folder: Path, world: World) -> str | None:
     return next((problem for problem in world.gather(found) if problem is not None), None)
 
 
+def remove_half_written(run: Path) -> None:
+    """Removes what a process left that was killed while it wrote a checkpoint."""
+    for folder in (run / "checkpoints").glob(FOLDER + TEMPORARY_SUFFIX):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def set_aside(folder: Path, suffix: str) -> None:
     """Renames a checkpoint so that it counts no more; an earlier one of that name is replaced."""
     target = folder.with_name(folder.name + suffix)

@@ -32,6 +32,7 @@ from cocomix.train.checkpoint import (
     checkpoint_folders,
     last_whole,
     load_checkpoint,
+    remove_half_written,
     set_aside,
     step_of,
     unique_tensors,
@@ -39,7 +40,7 @@ from cocomix.train.checkpoint import (
 from cocomix.train.counters import Counters
 from cocomix.train.export import export_model
 from cocomix.train.inputs import check_inputs
-from cocomix.train.settings import TrainSettings, first_difference, recorded
+from cocomix.train.settings import TrainSettings, first_difference, recorded, resolved_precision
 from cocomix.train.sources import CONCEPTS, Sources
 from cocomix.train.step import whole
 
@@ -112,8 +113,8 @@ class Run:
         if self.sources.read:
             reads = self.budget.expected_steps(Counters()) * settings.batch_windows
             self.sources.check_covers(self.split, settings.seed, reads)
-        bf16 = settings.precision == "bf16" or (settings.precision == "auto" and self.device.type == "cuda")
-        self.dtype = torch.bfloat16 if bf16 else torch.float32
+        self.precision = resolved_precision(settings.precision, self.device.type == "cuda")
+        self.dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def _put_over_ranks(self) -> None:
         """Activation checkpointing, compilation and ranks: all from outside, in this order."""
@@ -152,6 +153,7 @@ class Run:
             "name": self.folder.name,
             "method": settings.method,
             "seed": settings.seed,
+            "precision": self.precision,
             "parameters": {"total": self.parameters.total, "active": self.parameters.active},
             "flops_per_token": {"student": self.flops_per_token},
             "batch_tokens": self.step_tokens,
@@ -188,6 +190,7 @@ class Run:
             self._go_on(wanted if isinstance(wanted, int) else None)
         with world.together():
             if world.first:
+                remove_half_written(self.folder)
                 write_text(recipe, dump_yaml(self.settings))
                 write_json(self.folder / ENVIRONMENT, _environment(self.device, self.settings, world))
                 write_json(self.folder / "run.json", self.describe(False))
@@ -215,6 +218,14 @@ class Run:
                 f"run={self.folder} was started with another {difference}: choose another run folder or remove it"
             )
         known, now = read_json(self.folder / "run.json", "a run's description"), self.describe(False)
+        # A version before this one recorded none: what its recipe says, where that does not follow the device.
+        said = recipe.get("precision", "auto")
+        before = known.get("precision", None if said == "auto" else said)
+        if before not in (None, now["precision"]):
+            raise UserError(
+                f"run={self.folder} computed in {before} so far, precision={self.settings.precision} means "
+                f"{now['precision']} on {self.device.type}: add precision={before}, or choose another run folder"
+            )
         for part in ("data", "labels"):
             before, today = known[part] or {}, now[part] or {}
             if before.get("fingerprint") == today.get("fingerprint"):
