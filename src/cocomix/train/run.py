@@ -20,10 +20,12 @@ from cocomix.dist.world import World, current
 from cocomix.errors import UserError
 from cocomix.files import read_json, write_json, write_text
 from cocomix.losses.terms import loss_terms, reads_head
+from cocomix.model.config import CoCoMixConfig
 from cocomix.model.costs import count_flops, count_parameters
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.places import ENVIRONMENT, recorded_path
 from cocomix.progress import say
+from cocomix.train.backbone import backbone_config
 from cocomix.train.budget import Budget
 from cocomix.train.build import build_model, build_optimizers, checkpoint_activations, model_config, windows_at_once
 from cocomix.train.checkpoint import (
@@ -56,11 +58,7 @@ class Run:
         # What one rank may fail at and what ranks exchange take turns: nobody waits for one that has failed.
         with self.world.together():
             concepts = self._open()
-        self.config = self.world.in_turn(
-            lambda: model_config(
-                settings.model, self.dataset, self.window, concepts, self.folder, self.sources.state_size
-            )
-        )
+        self.config = self.world.in_turn(partial(self._config, concepts))
         begun = self.world.from_first(bool(checkpoint_folders(self.folder)))
         with self.world.together():
             self._build(begun)
@@ -99,6 +97,13 @@ class Run:
         if labels is not None and CONCEPTS in self.sources.columns and concepts != labels.concepts:
             raise UserError(f"model.num_concepts={concepts} differs from the labels' {labels.concepts}: leave it out")
         return concepts
+
+    def _config(self, concepts: int | None) -> CoCoMixConfig:
+        name = self.settings.model.from_backbone
+        backbone = None if name is None else backbone_config(name, self.dataset, self.folder)
+        return model_config(
+            self.settings.model, self.dataset, self.window, concepts, backbone, self.sources.state_size
+        )
 
     def _build(self, begun: bool) -> None:
         """The model on this rank, and what a step costs. A run that has ``begun`` brings all weights in a checkpoint:
