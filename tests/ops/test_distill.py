@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from cocomix.ops import heads
-from cocomix.ops.distill import head_losses, divergence
+from cocomix.ops.distill import divergence, head_losses
 
 
 def _case(seed: int, n: int, d: int, v: int, k: int | None, dtype: torch.dtype = torch.double):

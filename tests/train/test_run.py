@@ -188,7 +188,9 @@ def test_going_on_in_another_precision_is_refused(dataset, tmp_path, monkeypatch
     train(settings(dataset, tmp_path / "run", "steps=2"))
     described = tmp_path / "run" / "run.json"
     assert json.loads(described.read_text())["precision"] == "fp32"
-    with pytest.raises(UserError, match=r"computed in fp32 so far, precision=bf16 means bf16 on cpu: add precision=fp32"):
+    with pytest.raises(
+        UserError, match=r"computed in fp32 so far, precision=bf16 means bf16 on cpu: add precision=fp32"
+    ):
         train(settings(dataset, tmp_path / "run", "steps=4", "precision=bf16"))
     train(settings(dataset, tmp_path / "run", "steps=3", "precision=fp32"))  # what auto meant
     old = json.loads(described.read_text())

@@ -100,8 +100,12 @@ def test_a_budget_may_be_written_short(text, tokens):
         (["model.backbone.activation_function=foo"], r"\(KeyError: 'foo'\): mend .*activation_function=foo"),
         (["model.backbone.n_head=0"], r"\(ZeroDivisionError: .*\): mend .*n_head=0"),
         (
-            ["model.backbone=null", "model.backbone={model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 4}",
-             "model.mixer=pause", "model.slot_base=position"],
+            [
+                "model.backbone=null",
+                "model.backbone={model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 4}",
+                "model.mixer=pause",
+                "model.slot_base=position",
+            ],
             "model: slot_base=position needs learned absolute positions",
         ),
         (["model.backbone.n_layers=5"], "model.backbone.n_layers is no setting of gpt2 in transformers"),

@@ -71,9 +71,7 @@ class _Losses(torch.autograd.Function):
     """(x, weight, targets, probs, tokens, weights) → (nll, divergence, z_sum)."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, probs: Tensor, tokens: Any, weights: Any
-    ) -> Any:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, probs: Tensor, tokens: Any, weights: Any) -> Any:
         wants = ctx.needs_input_grad[:2]
         *losses, ctx.grads = _losses_and_gradients(x, weight, targets, probs, tokens, weights, wants)
         ctx.weights = weights

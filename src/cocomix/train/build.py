@@ -103,8 +103,8 @@ def _told(where: str, backbone: dict[str, Any]) -> Iterator[None]:
     except (TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
         values = ", ".join(f"{key}={value}" for key, value in backbone.items() if key not in OF_A_FILE)
         raise UserError(
-            f"{where} makes no {backbone.get('model_type')} network ({type(error).__name__}: {_line(error)}): mend what "
-            f"is wrong of {values}"
+            f"{where} makes no {backbone.get('model_type')} network ({type(error).__name__}: {_line(error)}): mend "
+            f"what is wrong of {values}"
         ) from error
 
 

@@ -89,7 +89,9 @@ def fit(run: Run) -> None:
                 records.close()
                 # resume=STEP would go back to that step again, resume=never refuse
                 how = "" if run.settings.resume in ("auto", "must") else " with resume=auto"
-                raise Stopped(f"{run.folder} is saved at step {counters.step:,}; the same command{how} goes on from there")
+                raise Stopped(
+                    f"{run.folder} is saved at step {counters.step:,}; the same command{how} goes on from there"
+                )
     records.fail()
     records.close()
 

@@ -101,9 +101,7 @@ class Run:
     def _config(self, concepts: int | None) -> CoCoMixConfig:
         name = self.settings.model.from_backbone
         backbone = None if name is None else backbone_config(name, self.dataset, self.folder)
-        return model_config(
-            self.settings.model, self.dataset, self.window, concepts, backbone, self.sources.state_size
-        )
+        return model_config(self.settings.model, self.dataset, self.window, concepts, backbone, self.sources.state_size)
 
     def _build(self, begun: bool) -> None:
         """The model on this rank, and what a step costs. A run that has ``begun`` brings all weights in a checkpoint:
