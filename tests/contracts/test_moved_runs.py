@@ -19,6 +19,17 @@ def test_a_run_is_evaluated_exported_and_named_from_elsewhere(place, tmp_path, m
     assert json.loads(cli("inspect", "The", f"model={place / 'run'}", "--json")[1]) == here
 
 
+def test_an_export_needs_neither_the_device_of_the_run_nor_its_labels(place, works) -> None:
+    recipe = place / "run" / "recipe.yaml"
+    text = recipe.read_text()
+    recipe.write_text(text.replace("device: auto", "device: cuda"))
+    assert recipe.read_text() != text
+    shutil.rmtree("data/labels")
+    before = json.loads((place / "run" / "export" / "config.json").read_text())
+    works("export", "run", "made")
+    assert json.loads((place / "made" / "config.json").read_text()) == before
+
+
 def test_data_and_labels_that_are_gone_are_told(place, refused, works) -> None:
     run = place / "run"
     environment = json.loads((run / "environment.json").read_text())

@@ -119,6 +119,14 @@ def test_every_way_to_spread_gives_the_same_losses(place: Path, extra: list[str]
     assert_close("one", "two")
 
 
+def test_a_loss_that_reads_no_logits_trains_over_ranks_too(place: Path):
+    words = [*METHODS["memory"], *COMMON, "steps=3", "losses.ntp=0", "micro_batches=2"]
+    go([*words, "run=one"])
+    values(on_ranks(2, go, [*words, "run=ddp"]))
+    assert_close("one", "ddp")
+    assert all([*line["losses"]] == ["concept"] for line in read_lines(Path("ddp") / "metrics.jsonl"))
+
+
 def tied(words: list[str]) -> list[bool]:
     from cocomix.dist.world import joined
     from cocomix.train.loop import fit

@@ -6,6 +6,7 @@ import os
 import time
 
 import pytest
+import torch
 
 from cocomix.dist.world import World, joined
 from cocomix.errors import UserError
@@ -93,6 +94,32 @@ def test_a_rank_that_hangs_ends_the_others_after_the_timeout_and_is_named():
     assert survivor.error == (
         "RankLost: rank 0, in step 7: another rank does not answer (rank 1 was last heard of in step 8)"
     )
+
+
+@pytest.fixture
+def second_of_two(monkeypatch) -> list[str]:
+    """This process is rank 1 of two on a machine with one GPU; the list holds the backends that it joins by."""
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    backends: list[str] = []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: backends.append(backend))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    return backends
+
+
+def test_a_rank_without_a_gpu_tells_it_itself(second_of_two):
+    with pytest.raises(UserError, match="rank 1 of this machine has no GPU: it has 1") as error, joined():
+        pass
+    assert error.value.rank == 1
+    assert second_of_two == []
+
+
+def test_ranks_that_compute_on_cpus_need_no_gpu(second_of_two):
+    with joined(device="cpu") as world:
+        assert world.rank == 1
+    assert second_of_two == ["gloo"]
 
 
 def test_alone_a_mistake_is_raised_as_it_is():

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cocomix.data.batches import Batch
-from cocomix.losses.terms import loss_terms
+from cocomix.losses.terms import asked, loss_terms
 from cocomix.testing.models import TINY_SIZES, tiny_model
 
 B, T, V, D, HEADS, CUT = 2, 9, 101, 32, 4, TINY_SIZES["insert_at"]
@@ -98,8 +98,10 @@ def written_out(config: Any, w: dict[str, Tensor], batch: Batch, weights: dict[s
             stream = torch.where(slots[:, None], stream[:, 1::2], stream[:, 0::2])
         hidden = stream
     hidden = F.layer_norm(hidden, (D,), w["backbone.ln_f.weight"], w["backbone.ln_f.bias"])
-    log_probs = (hidden @ w["lm_head.weight"].t()).log_softmax(-1)
+    logits = hidden @ w["lm_head.weight"].t()
+    log_probs = logits.log_softmax(-1)
     counts = batch.targets >= 0
+    losses["z"] = logits.logsumexp(-1).square()[counts].mean()
     losses["ntp"] = -log_probs.gather(-1, batch.targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)[counts].mean()
     if "teacher_probs" in batch.columns:
         p = batch.columns["teacher_probs"]
@@ -129,6 +131,10 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
     "pause_every_2": ({"mixer": "pause", "slot_every": 2, "slot_base": "position"}, {"ntp": 1.0}),
     "concept_alone": ({"mixer": "concept", "mixing": "none"}, {"ntp": 1.0, "concept": 0.1}),
     "mixing_alone": ({"mixer": "concept", "mixing": "insert"}, {"ntp": 1.0}),
+    "concept_head_alone": ({"mixer": "concept", "mixing": "insert"}, {"concept": 1.0}),
+    "z": ({"mixer": "none"}, {"ntp": 1.0, "z": 0.01}),
+    "z_alone": ({"mixer": "pause"}, {"z": 1.0}),
+    "kd_z": ({"mixer": "none"}, {"ntp": 1.0, "distill": 0.1, "z": 0.01}),
     "cocomix_kd": ({"mixer": "concept", "mixing": "add"}, {"ntp": 1.0, "concept": 0.1, "distill": 0.5}),
     **{
         f"hidden_{kind}": ({"mixer": "hidden", "mixing": mixing}, {"ntp": 1.0, f"state_{kind}": 0.1})
@@ -166,8 +172,7 @@ def test_losses_and_gradients_are_those_of_the_equations(method, kept):
     model = tiny_model(**form).double().train()
     batch = made_batch(weights, kept)
     terms = loss_terms(weights)
-    arguments = {key: value for term, _ in terms for key, value in term.arguments.items()}
-    output = model(input_ids=batch.inputs, targets=batch.targets, **arguments, **batch.columns)
+    output = model(input_ids=batch.inputs, **asked(terms, batch))
     found = {term.name: term.total(output, batch) / term.count(batch) for term, _ in terms}
     sum(weight * found[term.name] for term, weight in terms).backward()
     ours = {name: p.grad for name, p in model.named_parameters()}
@@ -188,7 +193,7 @@ def test_a_distillation_of_no_weight_has_the_gradient_of_next_token_prediction()
     gradients = []
     for columns in ({}, batch.columns):
         model = tiny_model(mixer="none").double().train()
-        model(input_ids=batch.inputs, targets=batch.targets, distill=(1.0, 0.0), **columns).nll.backward()
+        model(input_ids=batch.inputs, targets=batch.targets, loss_weights=(1.0, 0.0, 0.0), **columns).nll.backward()
         gradients.append([p.grad for p in model.parameters()])
     for plain, with_teacher in zip(*gradients, strict=True):
         assert torch.allclose(plain, with_teacher, rtol=1e-12, atol=1e-12)

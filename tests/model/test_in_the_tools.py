@@ -43,6 +43,14 @@ def test_sampling_depends_on_the_seed_alone(mixing):
     assert not torch.equal(texts[0], texts[2])
 
 
+@pytest.mark.parametrize("mixing", MIXED, ids=lambda m: m["mixing"])
+@pytest.mark.parametrize("family", ["gpt2", "mistral"])
+def test_assisted_decoding_takes_tokens_back_and_equals_plain_decoding(family, mixing):
+    model, text = tiny_model(family, **mixing), IDS[:1].repeat(1, 2)  # a text that repeats gives guesses, most wrong
+    greedy = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": -1}
+    assert torch.equal(model.generate(text, prompt_lookup_num_tokens=3, **greedy), model.generate(text, **greedy))
+
+
 class AfterFour(StoppingCriteria):
     def __call__(self, input_ids, scores, **kwargs):
         return torch.full((len(input_ids),), input_ids.shape[1] >= 16)
@@ -75,6 +83,23 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, mixing):
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_accumulating_in_transformers_trainer_gives_the_gradients_of_one_batch(dataset, tmp_path):
+    batch = sample_batch(dataset.split("train"), dataset.window, 0, 0, 8, {})
+    examples = [{"input_ids": row, "labels": row} for row in batch.inputs]
+    norms = []
+    for parts in (1, 4):
+        model = tiny_model(backbone={"vocab_size": dataset.vocab_size})
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=8 // parts,
+            gradient_accumulation_steps=parts, report_to=[], use_cpu=True, logging_steps=1, save_strategy="no",
+            disable_tqdm=True,
+        )  # fmt: skip
+        trainer = Trainer(model=model, args=arguments, train_dataset=examples)
+        trainer.train()
+        norms += [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
 
 
 def test_transformers_trainer_lowers_the_loss(dataset, tmp_path):

@@ -107,6 +107,12 @@ def test_the_new_mixer_depends_on_the_seed_alone(dataset, tmp_path, backbone):
     assert not torch.equal(heads[0], heads[2])
 
 
+def test_a_mixer_of_the_hidden_kind_has_the_sizes_of_the_recipe(dataset, tmp_path, backbone):
+    words = ["model.mixer=hidden", "model.insert_at=2", "model.state_size=24", "model.state_width=16"]
+    mixer = Run(settings(dataset, tmp_path / "run", backbone, *words)).model.mixer
+    assert (mixer.up.out_features, mixer.guess.out_features) == (16, 24)
+
+
 def test_a_run_may_start_from_another_run(dataset, tmp_path, backbone):
     train(settings(dataset, tmp_path / "first", backbone))
     train(settings(dataset, tmp_path / "second", tmp_path / "first", *CONCEPTS, "model.mixing=memory"))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ import torch
 from cocomix.config import load_settings
 from cocomix.errors import UserError
 from cocomix.files import read_json, write_json
+from cocomix.stopping import Stopped
 from cocomix.train.checkpoint import checkpoint_folders, read_tensors
 from cocomix.train.metrics import read_lines
 from cocomix.train.run import Run
@@ -63,6 +66,25 @@ def test_counters_live_in_the_checkpoint(dataset, tmp_path):
     for name in ("step", "samples", "tokens", "seconds", "flops", "average"):
         assert kept[name] == line[name]
     assert kept["waited"]["checkpoints"] > 0
+
+
+def test_what_a_killed_process_left_half_written_is_removed(dataset, tmp_path):
+    train(settings(dataset, tmp_path / "run", "checkpoint.number=1"))
+    left = tmp_path / "run" / "checkpoints" / "step-00000007.partial"
+    left.mkdir()
+    (left / "shard").write_bytes(b"half")
+    train(settings(dataset, tmp_path / "run", "checkpoint.number=1"))
+    assert not left.exists()
+    assert steps(tmp_path / "run") == [12]
+
+
+@pytest.mark.parametrize(("resume", "how"), [("auto", "the same command"), ("4", "the same command with resume=auto")])
+def test_a_stopped_run_tells_the_command_that_goes_on(dataset, tmp_path, monkeypatch, resume, how):
+    train(settings(dataset, tmp_path / "run", "steps=4", "checkpoint.number=1"))
+    asked = nullcontext(SimpleNamespace(requested=True))
+    monkeypatch.setattr("cocomix.train.loop.StopRequest", lambda: asked)
+    with pytest.raises(Stopped, match=f"is saved at step 5; {how} goes on from there"):
+        train(settings(dataset, tmp_path / "run", f"resume={resume}"))
 
 
 def test_resume_must_and_never_and_a_step(dataset, tmp_path):

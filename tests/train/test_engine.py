@@ -134,7 +134,7 @@ def test_z_loss_is_off_by_default_and_pulls_the_logits_down(dataset, tmp_path):
 
 def test_every_loss_names_what_it_asks_the_model_for():
     asked = {term.name: dict(term.arguments) for term, _ in loss_terms({"ntp": 1.0, "concept": 1.0, "z": 1.0})}
-    assert asked == {"ntp": {}, "concept": {}, "z": {"z_sum": True}}
+    assert asked == {"ntp": {}, "concept": {}, "z": {"z_sum": True, "loss_weights": (1.0, 0.0, 1.0)}}
 
 
 def test_metrics_go_to_tensorboard_too(dataset, tmp_path):

@@ -319,6 +319,10 @@ def test_a_pretrained_backbone_needs_its_configuration_alone(dataset, tmp_path):
     (folder / "model.safetensors").unlink()
     settings = recipe_to_plan(["smollm2/cocomix", f"model.from_backbone={folder}", "model.insert_at=1"])
     assert look(settings, PlanSettings()).config.text_config.model_type == "llama"
+    config = json.loads((folder / "config.json").read_text())
+    # Entries that the family's own configuration does not know, as of older versions
+    (folder / "config.json").write_text(json.dumps({**config, "n_ctx": 64, "is_llama_config": True}))
+    assert look(settings, PlanSettings()).config.text_config.model_type == "llama"
 
 
 @pytest.mark.parametrize(
@@ -360,6 +364,9 @@ def test_a_step_that_does_not_fit_gets_the_mildest_mend(words, gpus, memory, due
         (["--teacher", "./nowhere"], "error: --teacher=./nowhere: there is no such folder"),
         (["--block", "12"], "error: block=12 is outside the teacher GPT-2 124M: it has 12 blocks"),
         (["model.insert_at=7"], "error: model: insert_at=7 lies outside the network"),
+        (["model.backbone.n_head=5"], "error: model: `embed_dim` must be divisible by num_heads"),
+        (["model.backbone.vocab_size=100k"], "error: model.backbone makes no gpt2 network (StrictDataclassField"),
+        (["model.backbone.n_positions=many"], "error: model.backbone makes no gpt2 network (StrictDataclassField"),
     ],
 )
 def test_mistakes_are_told_in_one_sentence(words, sentence, cli):

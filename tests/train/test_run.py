@@ -236,6 +236,23 @@ def test_resuming_with_another_setting_names_the_difference(dataset, tmp_path, w
         train(settings(dataset, tmp_path / "run", "steps=4", word))
 
 
+def test_going_on_in_another_precision_is_refused(dataset, tmp_path, monkeypatch):
+    train(settings(dataset, tmp_path / "run", "steps=2"))
+    described = tmp_path / "run" / "run.json"
+    assert json.loads(described.read_text())["precision"] == "fp32"
+    with pytest.raises(
+        UserError, match=r"computed in fp32 so far, precision=bf16 means bf16 on cpu: add precision=fp32"
+    ):
+        train(settings(dataset, tmp_path / "run", "steps=4", "precision=bf16"))
+    train(settings(dataset, tmp_path / "run", "steps=3", "precision=fp32"))  # what auto meant
+    old = json.loads(described.read_text())
+    del old["precision"]
+    described.write_text(json.dumps(old))
+    with pytest.raises(UserError, match="computed in fp32 so far"):
+        train(settings(dataset, tmp_path / "run", "steps=4", "precision=bf16"))
+    assert train(settings(dataset, tmp_path / "run", "steps=4"))["finished"]
+
+
 def test_a_recipe_of_a_version_without_a_setting_has_its_default(dataset, tmp_path):
     train(settings(dataset, tmp_path / "run", "steps=2"))
     recipe = tmp_path / "run" / "recipe.yaml"

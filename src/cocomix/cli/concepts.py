@@ -49,7 +49,7 @@ def extract(words: Words = None, json: Json = False) -> None:
 
     quiet_transformers()
     settings = load_settings(ExtractSettings, words or [])
-    with joined(LEADER_SECONDS) as world:  # the first rank may download and hash a model
+    with joined(LEADER_SECONDS, settings.device) as world:  # the first rank may download and hash a model
         manifest = extract_labels(settings)
         if not world.first:
             return
@@ -81,7 +81,7 @@ def probabilities(words: Words = None, json: Json = False) -> None:
 
     quiet_transformers()
     settings = load_settings(ProbabilitySettings, words or [])
-    with joined(LEADER_SECONDS) as world:  # the first rank may download and hash a model
+    with joined(LEADER_SECONDS, settings.device) as world:  # the first rank may download and hash a model
         manifest = extract_probabilities(settings)
         if not world.first:
             return

@@ -41,7 +41,7 @@ def prepare(source: Source, out: Out, words: Overrides = None, json: Json = Fals
     from cocomix.dist.world import joined
 
     settings = load_settings(PrepareSettings, words or [], source=plain("source", source), out=plain("out", out))
-    with joined(LEADER_SECONDS) as world:
+    with joined(LEADER_SECONDS, "cpu") as world:
         manifest = prepare_dataset(settings)
     if not world.first:
         return

@@ -35,7 +35,7 @@ def train(words: Words = None, json: Json = False) -> None:
 
     quiet_transformers()
     settings = load_settings(SaeTrainSettings, words or [])
-    with joined(LEADER_SECONDS) as world:
+    with joined(LEADER_SECONDS, settings.device) as world:
         record = train_sae(settings)
     if not world.first:
         return

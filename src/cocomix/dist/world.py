@@ -190,11 +190,12 @@ def launched() -> tuple[int, int, int]:
 
 
 @contextmanager
-def joined(timeout: float = 600.0) -> Iterator[World]:
+def joined(timeout: float = 600.0, device: str = "auto") -> Iterator[World]:
     """Joins the ranks that torchrun started, or those of a process group that is there already.
 
-    ``timeout``: seconds after which an exchange with a rank that does not answer ends. Raises :class:`RankLost` when
-    the others do not come.
+    ``timeout``: seconds after which an exchange with a rank that does not answer ends. ``device``: where the ranks
+    compute, as settings say it. Raises :class:`RankLost` when the others do not come, and :class:`UserError` on a rank
+    for which there is no GPU.
     """
     global _current
     rank, size, local = launched()
@@ -205,21 +206,23 @@ def joined(timeout: float = 600.0) -> Iterator[World]:
     import torch.distributed as dist
 
     world = World(rank, size, local)
-    if torch.cuda.is_available():
-        if local >= torch.cuda.device_count():
+    cuda = device.partition(":")[0] in ("auto", "cuda") and torch.cuda.is_available()
+    try:
+        if cuda and local >= torch.cuda.device_count():
             raise UserError(
                 f"rank {local} of this machine has no GPU: it has {torch.cuda.device_count()}, start as many ranks a "
-                "machine (torchrun --nproc-per-node)"
+                "machine (torchrun --nproc-per-node), or give device=cpu"
             )
-        torch.cuda.set_device(local)
-    mine = not dist.is_initialized()
-    if mine:
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        with world.watching():
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    _current = world
-    _groups.append(dist.group.WORLD)
-    try:
+        if cuda:
+            torch.cuda.set_device(local)
+        mine = not dist.is_initialized()
+        if mine:
+            with world.watching():
+                dist.init_process_group(
+                    "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout)
+                )
+        _current = world
+        _groups.append(dist.group.WORLD)
         yield world
         if mine:  # only after good work: a rank that leaves with an error must not wait for the others
             dist.destroy_process_group()

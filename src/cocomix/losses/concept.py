@@ -18,6 +18,7 @@ class ConceptLoss:
     name = "concept"
     columns: tuple[str, ...] = ("concept_ids",)
     arguments: Mapping[str, Any] = {}
+    reads_head = False
 
     def count(self, batch: Batch) -> int:
         return int((batch.columns["concept_ids"] != NO_LABEL).sum())

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from cocomix.data.batches import Batch
-from cocomix.losses.ntp import count_targets
+from cocomix.losses.ntp import count_targets, head_weights
 from cocomix.model.output import CoCoMixOutput
 
 
@@ -18,9 +18,10 @@ class DistillLoss:
 
     name = "distill"
     columns: tuple[str, ...] = ("teacher_probs", "teacher_tokens")
+    reads_head = True
 
     def __init__(self, weights: Mapping[str, float]) -> None:
-        self.arguments: Mapping[str, Any] = {"distill": (weights.get("ntp", 0.0), weights[self.name])}
+        self.arguments: Mapping[str, Any] = {"loss_weights": head_weights(weights)}
 
     def count(self, batch: Batch) -> int:
         return count_targets(batch)

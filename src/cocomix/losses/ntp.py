@@ -18,6 +18,7 @@ class NextTokenLoss:
     name = "ntp"
     columns: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = {}
+    reads_head = True
 
     def count(self, batch: Batch) -> int:
         return count_targets(batch)
@@ -30,3 +31,8 @@ class NextTokenLoss:
 def count_targets(batch: Batch) -> int:
     """How many of the batch's targets count."""
     return int((batch.targets != IGNORED).sum())
+
+
+def head_weights(weights: Mapping[str, float]) -> tuple[float, float, float]:
+    """The weights of the losses that read next-token logits, as the model's forward pass takes them."""
+    return weights.get("ntp", 0.0), weights.get("distill", 0.0), weights.get("z", 0.0)

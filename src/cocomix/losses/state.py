@@ -21,6 +21,7 @@ class _StateLoss:
 
     columns: tuple[str, ...] = ("teacher_state",)
     arguments: Mapping[str, Any] = {}
+    reads_head = False
 
     def count(self, batch: Batch) -> int:
         return batch.inputs.numel()

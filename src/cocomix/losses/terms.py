@@ -6,7 +6,7 @@ adds the counts over micro-batches (and processes) first and divides once by the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -30,6 +30,8 @@ class Term(Protocol):
     """Columns of the batch that the model or the term reads, where the run has them."""
     arguments: Mapping[str, Any]
     """What the model is asked for besides: further arguments of its forward pass."""
+    reads_head: bool
+    """Whether it is a loss of next-token logits; others say nothing of the head and of blocks above the mixer."""
 
     def count(self, batch: Batch) -> int:
         """Over how many items of the batch the loss is a mean."""
@@ -41,7 +43,7 @@ class Term(Protocol):
 TERMS: dict[str, Callable[[Mapping[str, float]], Term]] = {
     "ntp": lambda _: NextTokenLoss(),
     "concept": lambda _: ConceptLoss(),
-    "z": lambda _: ZLoss(),
+    "z": ZLoss,
     "distill": DistillLoss,
     "state_l1": lambda _: StateL1(),
     "state_l2": lambda _: StateL2(),
@@ -56,3 +58,16 @@ def loss_terms(weights: Mapping[str, float]) -> list[tuple[Term, float]]:
         if name not in TERMS:
             raise UserError(f"losses.{name} is unknown{near_name(name, TERMS)}; known: {', '.join(TERMS)}")
     return [(TERMS[name](weights), weight) for name, weight in weights.items()]
+
+
+def reads_head(terms: Sequence[tuple[Term, float]]) -> bool:
+    """Whether some term reads next-token logits."""
+    return any(term.reads_head for term, _ in terms)
+
+
+def asked(terms: Sequence[tuple[Term, float]], batch: Batch) -> dict[str, Any]:
+    """What the model's forward pass is given besides the ids of ``batch``. What no term reads is not asked for: DDP
+    takes all that lies behind an output for something that gets a gradient."""
+    arguments = {key: value for term, _ in terms for key, value in term.arguments.items()}
+    head = {"targets": batch.targets} if reads_head(terms) else {"logits_to_keep": None}
+    return {**head, **arguments, **batch.columns}

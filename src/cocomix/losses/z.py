@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from cocomix.data.batches import Batch
-from cocomix.losses.ntp import count_targets
+from cocomix.losses.ntp import count_targets, head_weights
 from cocomix.model.output import CoCoMixOutput
 
 
@@ -17,7 +17,10 @@ class ZLoss:
 
     name = "z"
     columns: tuple[str, ...] = ()
-    arguments: Mapping[str, Any] = {"z_sum": True}
+    reads_head = True
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self.arguments: Mapping[str, Any] = {"z_sum": True, "loss_weights": head_weights(weights)}
 
     def count(self, batch: Batch) -> int:
         return count_targets(batch)

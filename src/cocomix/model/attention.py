@@ -60,6 +60,9 @@ class CausalMask(Tensor):
         enable_gqa: bool = False,
     ) -> Tensor:
         """What ``scaled_dot_product_attention`` returns with this mask."""
+        if torch.is_autocast_enabled("cpu"):  # it casts behind this call; rotated queries and keys are in float32
+            half = torch.get_autocast_dtype("cpu")
+            query, key, value = (x if x.dtype == torch.float64 else x.to(half) for x in (query, key, value))
         if enable_gqa and key.shape[1] != query.shape[1]:
             key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
         return cls.written_out(query, key, value, dropout_p, scale) if dropout_p else cls.fast(query, key, value, scale)

@@ -64,14 +64,14 @@ class CoCoMixConfig(PreTrainedConfig):
             kwargs[name] = getattr(self.text_config, name, None)
         super().__init__(**kwargs)
 
-    def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
-        """The backbone's configuration as caches are built from it: without sliding windows.
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
+        """The backbone's configuration; with ``decoder`` as caches are built from it: without sliding windows.
 
         A sliding layer's cache forgets by positions, of which a token has two above the insertion. So every layer
         keeps all, and the masks leave out what a window, counted in tokens, does not reach.
         """
         text = self.text_config
-        if not getattr(text, "sliding_window", None):
+        if not decoder or not getattr(text, "sliding_window", None):
             return text
         whole = copy.copy(text)
         whole.sliding_window = None

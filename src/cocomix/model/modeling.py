@@ -22,21 +22,15 @@ from transformers import (
     PreTrainedModel,
 )
 
-from cocomix.model.adapters import (
-    CACHE_ARGUMENT,
-    adapter_for,
-    check_positions,
-    interleave,
-    layer_kinds,
-)
+from cocomix.model.adapters import CACHE_ARGUMENT, adapter_for, check_positions, interleave, layer_kinds
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.masks import Past, memory_mask, positions_of, stream_mask
 from cocomix.model.mixers import ConceptMixer, HiddenMixer, Mixed, PauseMixer
 from cocomix.model.output import CoCoMixOutput
 from cocomix.model.slots import close, slot_marks, with_slots
-from cocomix.model.streams import MemoryKeys, Stream
+from cocomix.model.streams import MemoryKeys, Stream, hold_two_a_token
 from cocomix.ops.activations import fuse_activations
-from cocomix.ops.distill import Losses, distilled_nll, divergence
+from cocomix.ops.distill import Losses, divergence, head_losses
 from cocomix.ops.heads import is_plain_linear, linear_nll
 
 IGNORED = -100
@@ -54,6 +48,8 @@ class CoCoMixPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    accepts_loss_kwargs = False
+    """Tells transformers' Trainer that ``loss`` is a mean over the batch at hand, whatever else it accumulates."""
 
     def _init_weights(self, module: nn.Module) -> None:
         """The mixer's layers as the reference starts them: normal with the backbone's deviation, biases zero."""
@@ -118,12 +114,10 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         model.backbone.load_state_dict(getattr(plain, plain.base_model_prefix).state_dict())
         model.lm_head.load_state_dict(plain.get_output_embeddings().state_dict())
         model.tie_weights()
-        if isinstance(model.mixer, ConceptMixer):
+        if isinstance(model.mixer, ConceptMixer | HiddenMixer):
             nn.init.zeros_(model.mixer.compress.weight)
         elif isinstance(model.mixer, PauseMixer):
             nn.init.zeros_(model.mixer.vector)
-        elif isinstance(model.mixer, HiddenMixer):
-            nn.init.zeros_(model.mixer.compress.weight)
         return model
 
     def get_input_embeddings(self) -> nn.Module:
@@ -153,22 +147,22 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         targets: Int[Tensor, "B T"] | None = None,
         concept_ids: Int[Tensor, "B T L"] | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | None = 0,
         past_key_values: Any = None,
         z_sum: bool = False,
         teacher_probs: Float[Tensor, "B T K_or_V"] | None = None,
         teacher_tokens: Int[Tensor, "B T K"] | None = None,
-        distill: tuple[float, float] = (1.0, 0.1),
+        loss_weights: tuple[float, float, float] = (1.0, 0.1, 1e-4),
         **unused: Any,
     ) -> CoCoMixOutput:
-        """Next-token logits, or the losses' sums.
+        """Next-token logits (with ``logits_to_keep`` of the last so many positions; None: none), or the losses' sums.
 
         ``targets`` (already shifted, −100 ignored) and ``concept_ids`` (−1: no label) ask for ``nll`` and
         ``concept_nll``, ``z_sum`` for that of the targets; no logits are returned then. ``teacher_probs`` ask for
-        ``divergence`` too: a teacher's next-token probabilities, all, or those of ``teacher_tokens``; ``distill`` are
-        the weights of ``nll`` and ``divergence`` in what is minimised (up to a common factor). ``labels`` is
-        transformers' convention: equal to ``input_ids``, shifted inside, ``loss`` is the mean. ``attention_mask``
-        [B, past + T] marks real tokens.
+        ``divergence`` too: a teacher's next-token probabilities, all, or those of ``teacher_tokens``. Where more than
+        ``nll`` is asked for, ``loss_weights`` are those of ``nll``, ``divergence``, ``z_sum`` in what is minimised (up
+        to a common factor). ``labels`` is transformers' convention: equal to ``input_ids``, shifted inside, ``loss`` is
+        the mean. ``attention_mask`` [B, past + T] marks real tokens.
         """
         if input_ids is None:
             raise ValueError("input_ids are wanted (input embeddings are not supported)")
@@ -185,25 +179,19 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             position_ids = positions_of(padding, input_ids.shape[0], past, input_ids.shape[1], input_ids.device)
         position_ids = position_ids.expand_as(input_ids)
         hidden, mixed = self._encode(input_ids, position_ids, padding, cache, past, concept_ids)
-        output = CoCoMixOutput(
-            concept_nll=None if mixed is None else mixed.nll,
-            concept_logits=None if mixed is None else mixed.logits,
-            state=None if mixed is None else mixed.state,
-        )
+        output = CoCoMixOutput()
+        if mixed is not None:
+            output = CoCoMixOutput(concept_nll=mixed.nll, concept_logits=mixed.logits, state=mixed.state)
         if use_cache:
             output[CACHE_ARGUMENT] = cache
         if targets is not None:
-            if teacher_probs is None:
-                output["nll"] = self._nll(hidden, targets)
-            else:
-                output["nll"], output["divergence"] = self._distilled(
-                    hidden, targets, teacher_probs, teacher_tokens, distill
-                )
-            if z_sum:
-                square = self.lm_head(hidden).float().logsumexp(-1).square()
-                output["z_sum"] = (square * (targets != IGNORED)).sum()
+            losses = self._losses(hidden, targets, teacher_probs, teacher_tokens, z_sum, loss_weights)
+            for name, loss in losses._asdict().items():
+                if loss is not None:
+                    output[name] = loss
             return output
-        output["logits"] = self.lm_head(hidden[:, -logits_to_keep:])
+        if logits_to_keep is not None:
+            output["logits"] = self.lm_head(hidden[:, -logits_to_keep:])
         if labels is not None:
             shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
             output["loss"] = self._nll(hidden, shifted) / (shifted != IGNORED).sum().clamp(min=1)
@@ -213,10 +201,13 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         """What the cache holds; a new static one gets room for two entries a token in the blocks that need it."""
         if cache is None:
             return Past()
+        double = self.mixer is not None and self.config.mixing in ("insert", "memory")
         if not cache.is_compileable:
+            if double:
+                hold_two_a_token(cache, self.config.insert_at)
             return Past(int(cache.get_seq_length()))
         room = cache.layers[0].max_cache_len
-        entries = 2 * room if self.mixer is not None and self.config.mixing in ("insert", "memory") else room
+        entries = 2 * room if double else room
         for layer in cache.layers[self.config.insert_at :]:
             if not layer.is_initialized:
                 layer.max_cache_len = entries
@@ -238,21 +229,30 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         logits = self.lm_head(hidden).float().flatten(0, 1)
         return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
-    def _distilled(
+    def _losses(
         self,
         hidden: Float[Tensor, "B T D"],
         targets: Int[Tensor, "B T"],
-        probs: Float[Tensor, "B T K_or_V"],
+        probs: Float[Tensor, "B T K_or_V"] | None,
         tokens: Int[Tensor, "B T K"] | None,
-        weights: tuple[float, float],
+        z_sum: bool,
+        weights: tuple[float, float, float],
     ) -> Losses:
-        due, probs = targets.flatten(), probs.flatten(0, 1)
+        if probs is None and not z_sum:
+            return Losses(self._nll(hidden, targets))
+        due = targets.flatten()
+        probs = None if probs is None else probs.flatten(0, 1)
         tokens = None if tokens is None else tokens.flatten(0, 1).long()
         if is_plain_linear(self.lm_head):
-            return distilled_nll(hidden.flatten(0, 1), self.lm_head.weight, due, probs, tokens, weights)
-        logits = self.lm_head(hidden).float().flatten(0, 1)
-        nll = F.cross_entropy(logits, due, ignore_index=IGNORED, reduction="sum")
-        return Losses(nll, (divergence(logits, probs, tokens) * (due != IGNORED)).sum())
+            asked = (*weights[:2], weights[2] if z_sum else 0.0)
+            found = head_losses(hidden.flatten(0, 1), self.lm_head.weight, due, probs, tokens, asked)
+            return found if z_sum else found._replace(z_sum=None)
+        logits, counts = self.lm_head(hidden).float().flatten(0, 1), due != IGNORED
+        return Losses(
+            F.cross_entropy(logits, due, ignore_index=IGNORED, reduction="sum"),
+            None if probs is None else (divergence(logits, probs, tokens) * counts).sum(),
+            (logits.logsumexp(-1).square() * counts).sum() if z_sum else None,
+        )
 
     def _encode(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from cocomix.model.adapters import Arguments, KeysValues, interleave
 
@@ -15,6 +16,21 @@ class Stream(NamedTuple):
 
     masks: dict[str, Any]
     arguments: dict[str, Arguments]
+
+
+class TwoATokenLayer(DynamicLayer):
+    """A cache's layer with two entries a token: assisted decoding takes tokens back."""
+
+    def crop(self, tokens_to_remove: int) -> None:
+        super().crop(2 * tokens_to_remove)
+
+
+def hold_two_a_token(cache: Any, first: int) -> None:
+    """Makes the growing layers of a cache from block ``first`` on count in tokens."""
+    for place, layer in enumerate(cache.layers):
+        if place >= first and type(layer) is DynamicLayer:
+            cache.layers[place] = TwoATokenLayer()
+            vars(cache.layers[place]).update(vars(layer))
 
 
 class MemoryKeys:

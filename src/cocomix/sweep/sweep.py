@@ -24,7 +24,7 @@ from cocomix.train.settings import FREE_ON_RESUME, TrainSettings, first_differen
 
 SECONDS_BETWEEN_LOOKS = 0.5
 LOG = "log.txt"
-OF_THE_RESULT = frozenset({"tokens", "steps", "flops", "seconds", "eval_documents"})
+OF_THE_RESULT = frozenset({"tokens", "steps", "flops", "seconds", "eval_documents", "precision"})
 """Settings that a run may change when it goes on, but that make a finished one another."""
 
 

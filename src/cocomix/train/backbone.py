@@ -27,7 +27,8 @@ OF_A_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version")
 """Entries of a configuration that speak of how weights lie in a file, not of the network."""
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout")
 """Set to zero: pretraining is without dropout, continued or not."""
-MIXER = ("mixer", "mixing", "insert_at", "slot_base", "slot_positions", "slot_every", "num_concepts", "concept_k")
+MIXER = ("mixer", "mixing", "insert_at", "slot_base", "slot_positions", "slot_every", "num_concepts", "concept_k",
+         "state_size", "state_width")  # fmt: skip
 
 
 class Source(NamedTuple):
@@ -53,21 +54,26 @@ def backbone_config(name: str, dataset: Dataset, run: Path) -> dict[str, Any]:
     if known.get("name") == name:
         return known["config"]
     source = find_backbone(name)
+    values = read_config(name, source)
+    if tokenizer_hash(load_tokenizer(str(source.gguf or source.where))) != dataset.tokenizer_hash:
+        raise UserError(
+            f"{OPTION}={name} has another tokenizer than data={dataset.folder}: prepare the text again with "
+            f"'cocomix data prepare SOURCE FOLDER tokenizer={source.gguf or source.where}'"
+        )
+    write_json(kept, {"name": name, "config": values})
+    return values
+
+
+def read_config(name: str, source: Source) -> dict[str, Any]:
+    """The configuration of the backbone ``name`` as a run takes it; raises :class:`UserError` where there is none."""
     if source.gguf:
         quantisation(source.gguf)  # says plainly what is wrong with a damaged file
     try:
         config: Any = AutoConfig.from_pretrained(source.where, trust_remote_code=False, **source.arguments)
     except (OSError, ValueError) as error:
         raise _refusal(name, source, error) from error
-    if tokenizer_hash(load_tokenizer(str(source.gguf or source.where))) != dataset.tokenizer_hash:
-        raise UserError(
-            f"{OPTION}={name} has another tokenizer than data={dataset.folder}: prepare the text again with "
-            f"'cocomix data prepare SOURCE FOLDER tokenizer={source.gguf or source.where}'"
-        )
     found = config.get_text_config().to_dict().items()
-    values = {key: 0.0 if key in DROPOUTS else value for key, value in found if key not in OF_A_FILE}
-    write_json(kept, {"name": name, "config": values})
-    return values
+    return {key: 0.0 if key in DROPOUTS else value for key, value in found if key not in OF_A_FILE}
 
 
 def start_from_backbone(name: str, config: CoCoMixConfig) -> CoCoMixForCausalLM:

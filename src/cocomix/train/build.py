@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from cocomix.data.dataset import Dataset
@@ -16,7 +17,7 @@ from cocomix.errors import UserError
 from cocomix.model.adapters import adapter_for
 from cocomix.model.config import CoCoMixConfig
 from cocomix.model.modeling import CoCoMixForCausalLM
-from cocomix.train.backbone import backbone_config, start_from_backbone
+from cocomix.train.backbone import OF_A_FILE, start_from_backbone
 from cocomix.train.settings import ModelSettings, OptimizerSettings, ScheduleSettings, TrainSettings
 
 
@@ -25,25 +26,17 @@ def model_config(
     dataset: Dataset,
     window: int,
     num_concepts: int | None,
-    run: Path | None = None,
+    pretrained: dict[str, Any] | None = None,
     state_size: int | None = None,
 ) -> CoCoMixConfig:
     """The network's configuration; vocabulary, end-of-text id and context are the dataset's where not given.
 
-    ``run`` is the folder that keeps what is known of a pretrained backbone. Raises :class:`UserError` for a
-    configuration that does not fit together.
+    ``pretrained`` is the configuration of ``settings.from_backbone``. Raises :class:`UserError` for a configuration
+    that does not fit together.
     """
-    if settings.from_backbone is not None:
-        assert run is not None, "a run from a backbone keeps its configuration"
-        backbone = backbone_config(settings.from_backbone, dataset, run)
-    else:
-        backbone = _backbone_settings(settings, dataset, window)
-    where = "model.from_backbone" if settings.from_backbone else "model.backbone"
-    if backbone["vocab_size"] < dataset.vocab_size:
-        raise UserError(
-            f"{where}.vocab_size={backbone['vocab_size']} is smaller than the dataset's {dataset.vocab_size}"
-        )
-    try:
+    backbone = _backbone_settings(settings, dataset, window) if pretrained is None else pretrained
+    where = "model.backbone" if pretrained is None else "model.from_backbone"
+    with _told(where, backbone):
         adapter_for(backbone["model_type"])
         config = CoCoMixConfig(
             text_config=backbone,
@@ -59,9 +52,9 @@ def model_config(
             state_width=settings.state_width,
         )
         config.check()
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"model: {' '.join(str(error).split())}") from error
     text = config.text_config
+    if text.vocab_size < dataset.vocab_size:
+        raise UserError(f"{where}.vocab_size={text.vocab_size} is smaller than the dataset's {dataset.vocab_size}")
     known = type(text)(**{}).to_dict()
     unknown = [name for name in settings.backbone if name not in known and name not in text.attribute_map]
     if unknown:
@@ -96,10 +89,27 @@ def _backbone_settings(settings: ModelSettings, dataset: Dataset, window: int) -
 def build_model(config: CoCoMixConfig, seed: int, backbone: str | None = None) -> CoCoMixForCausalLM:
     """The network, its weights random by ``seed`` alone, or those of ``backbone`` with a mixer that is random by it."""
     torch.manual_seed(seed)
-    try:
+    with _told("model.from_backbone" if backbone else "model.backbone", config.text_config.to_diff_dict()):
         return start_from_backbone(backbone, config) if backbone else CoCoMixForCausalLM(config)
+
+
+@contextmanager
+def _told(where: str, backbone: dict[str, Any]) -> Iterator[None]:
+    """What PyTorch and transformers raise for values that make no network, as a sentence."""
+    try:
+        yield
     except ValueError as error:
-        raise UserError(f"model: {' '.join(str(error).split())}") from error
+        raise UserError(f"model: {_line(error)}") from error
+    except (TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
+        values = ", ".join(f"{key}={value}" for key, value in backbone.items() if key not in OF_A_FILE)
+        raise UserError(
+            f"{where} makes no {backbone.get('model_type')} network ({type(error).__name__}: {_line(error)}): mend "
+            f"what is wrong of {values}"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def build_optimizers(model: CoCoMixForCausalLM, settings: OptimizerSettings) -> list[torch.optim.Optimizer]:

@@ -188,6 +188,12 @@ def problem_of(folder: Path, world: World) -> str | None:
     return next((problem for problem in world.gather(found) if problem is not None), None)
 
 
+def remove_half_written(run: Path) -> None:
+    """Removes what a process left that was killed while it wrote a checkpoint."""
+    for folder in (run / "checkpoints").glob(FOLDER + TEMPORARY_SUFFIX):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def set_aside(folder: Path, suffix: str) -> None:
     """Renames a checkpoint so that it counts no more; an earlier one of that name is replaced."""
     target = folder.with_name(folder.name + suffix)
@@ -198,7 +204,7 @@ def set_aside(folder: Path, suffix: str) -> None:
 def load_checkpoint(folder: Path, model: nn.Module, optimizers: Optimizers) -> Counters:
     """Puts a whole checkpoint into model and optimizers, on any number of ranks; returns the counters."""
     tensors = _model_tensors(model)
-    stored = _stored(folder)
+    stored = tensor_sizes(folder)
     _check_names(folder, tensors, stored)
     parameters = dict(model.named_parameters())
     owner = {id(p): optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
@@ -225,7 +231,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizers: Optimizers) -> C
 def load_weights(folder: Path, model: nn.Module) -> None:
     """Loads the weights alone."""
     tensors = _model_tensors(model)
-    _check_names(folder, tensors, _stored(folder))
+    _check_names(folder, tensors, tensor_sizes(folder))
     _load(folder, tensors)
 
 
@@ -241,7 +247,7 @@ def run_tensors(model: nn.Module, optimizers: Optimizers) -> dict[str, Tensor]:
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All of a checkpoint's tensors, whole, by their names there."""
-    tensors = {name: torch.empty(size) for name, size in _stored(folder).items()}
+    tensors = {name: torch.empty(size) for name, size in tensor_sizes(folder).items()}
     _load(folder, tensors)
     return tensors
 
@@ -261,8 +267,8 @@ def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {f"model.{name}": tensor for name, tensor in unique_tensors(model).items()}
 
 
-def _stored(folder: Path) -> dict[str, torch.Size]:
-    """Names and whole shapes of a checkpoint's tensors."""
+def tensor_sizes(folder: Path) -> dict[str, torch.Size]:
+    """Whole shapes of a checkpoint's tensors, by their names there."""
     metadata: Any = HuggingFaceStorageReader(str(folder)).read_metadata()
     return {name: entry.size for name, entry in metadata.state_dict_metadata.items()}
 

@@ -12,6 +12,7 @@ from cocomix.data.order import window_ids
 from cocomix.dist.world import launched, shared
 from cocomix.errors import UserError
 from cocomix.files import read_json, write_json
+from cocomix.losses.terms import asked
 from cocomix.train.checkpoint import Checkpoints, load_weights
 from cocomix.train.run import Run
 from cocomix.train.step import NonFinite
@@ -85,9 +86,8 @@ def _looked_at(run: Run, batch: Any) -> dict[str, Any]:
     hooks = [module.register_forward_hook(look) for module in run.model.modules()]
     try:
         run.model.zero_grad(set_to_none=True)
-        arguments = {key: value for term, _ in run.terms for key, value in term.arguments.items()}
         with run.autocast():
-            output = run.model(input_ids=batch.inputs, targets=batch.targets, **arguments, **batch.columns)
+            output = run.model(input_ids=batch.inputs, **asked(run.terms, batch))
             totals = {term.name: (term.total(output, batch), max(1, term.count(batch))) for term, _ in run.terms}
         sum(weight * totals[term.name][0] / totals[term.name][1] for term, weight in run.terms).backward()  # type: ignore[union-attr]
     finally:

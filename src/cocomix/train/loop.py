@@ -87,7 +87,11 @@ def fit(run: Run) -> None:
             counters.waited["checkpoints"] += time.perf_counter() - start
             if stopping and not budget.over(counters):
                 records.close()
-                raise Stopped(f"{run.folder} is saved at step {counters.step:,}; the same command goes on from there")
+                # resume=STEP would go back to that step again, resume=never refuse
+                how = "" if run.settings.resume in ("auto", "must") else " with resume=auto"
+                raise Stopped(
+                    f"{run.folder} is saved at step {counters.step:,}; the same command{how} goes on from there"
+                )
     records.fail()
     records.close()
 

@@ -21,7 +21,6 @@ class JsonLines:
         self.path = path
         lines = [line for line in read_lines(path) if line["step"] <= last_step]
         write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-        self.lines = lines
         with explained(path):
             self._file = path.open("a", encoding="utf-8")
 
@@ -30,7 +29,6 @@ class JsonLines:
         with explained(self.path):
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-        self.lines.append(line)
 
     def close(self) -> None:
         """Closes the file."""
@@ -50,8 +48,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def measured_peak(device: torch.device, dtype: torch.dtype, size: int = 1024, repeats: int = 5) -> float:
-    """FLOP/s of the fastest of a few square matrix products: the peak that utilisation is measured against."""
+def measured_peak(device: torch.device, dtype: torch.dtype, size: int | None = None, repeats: int = 5) -> float:
+    """FLOP/s of the fastest of a few square matrix products: the peak that utilisation is measured against.
+
+    ``size``: of the matrices; None: what the kind of device needs to reach its peak.
+    """
+    # A GPU is done with a small product before the next is launched, so there are many large ones between two looks.
+    size, products = (size or 8192, 20) if device.type == "cuda" else (size or 1024, 1)
     # Constants, not random numbers: training's random state must not notice that it was measured.
     a, b = (torch.full((size, size), 0.5, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
@@ -59,8 +62,9 @@ def measured_peak(device: torch.device, dtype: torch.dtype, size: int = 1024, re
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         start = time.perf_counter()
-        torch.mm(a, b)
+        for _ in range(products):
+            torch.mm(a, b)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    return products * 2 * size**3 / best

@@ -16,7 +16,7 @@ from cocomix.errors import UserError
 from cocomix.model.costs import count_flops, count_parameters
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.train.accelerators import Machine, machine_here, machine_of_gpus
-from cocomix.train.build import windows_at_once
+from cocomix.train.build import build_model, windows_at_once
 from cocomix.train.footprint import Footprint
 from cocomix.train.metrics import measured_peak
 from cocomix.train.plan_known import Known, look
@@ -52,7 +52,7 @@ def plan(settings: TrainSettings, planned: PlanSettings) -> dict[str, Any]:
     """
     known, machine = look(settings, planned), machine_of(settings, planned)
     with torch.device("meta"):
-        model = CoCoMixForCausalLM(known.config)
+        model = build_model(known.config, settings.seed)
     arithmetic = arithmetic_of(settings, model, known.window)
     rate = machine.ranks * machine.peak * planned.utilisation
     step_tokens = settings.batch_windows * known.window

@@ -5,22 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import AutoConfig
-
 from cocomix.concepts.labels import MANIFEST, Labels
 from cocomix.concepts.online_teacher import STATE
 from cocomix.concepts.probabilities import MANIFEST as PROBABILITIES
 from cocomix.concepts.probabilities import PROBS, TOKENS, Probabilities
 from cocomix.concepts.settings import AttributionSettings, OnlineSettings, ProbabilitySettings
 from cocomix.data.dataset import Dataset
-from cocomix.errors import UserError
 from cocomix.losses.terms import Term, loss_terms
 from cocomix.model.config import CoCoMixConfig
-from cocomix.train.backbone import OF_A_FILE, OPTION, find_backbone
+from cocomix.train.backbone import find_backbone, read_config
 from cocomix.train.build import model_config
 from cocomix.train.plan_labels import LabelCosts, costs_of_asking, costs_of_cache, costs_of_labels, costs_of_teacher
 from cocomix.train.plan_settings import NOT_YET, PlanSettings
-from cocomix.train.settings import ModelSettings, TrainSettings
+from cocomix.train.settings import TrainSettings
 
 VOCABULARY, WINDOW, CONCEPTS = 50257, 1024, 32768
 """Assumed where nothing says otherwise: the paper's."""
@@ -51,7 +48,8 @@ def look(settings: TrainSettings, planned: PlanSettings) -> Known:
     """
     assumed: list[str] = []
     terms = loss_terms(settings.losses)
-    model = _with_configuration(settings.model)
+    model, name = settings.model, settings.model.from_backbone
+    backbone = None if name is None else read_config(name, find_backbone(name))
     folder, train_tokens = Path(settings.data.path), None
     if folder.is_dir():
         dataset = Dataset.read(folder)
@@ -59,7 +57,7 @@ def look(settings: TrainSettings, planned: PlanSettings) -> Known:
     else:
         if settings.data.path != NOT_YET:
             assumed.append(f"data.path={folder} is not there, so text without an end")
-        dataset = _imagined(model.backbone, settings, assumed)
+        dataset = _imagined(backbone or model.backbone, settings, assumed)
     window = settings.data.window or dataset.window
     concepts, labels = model.num_concepts, None
     if any("concept_ids" in term.columns for term, _ in terms):
@@ -76,7 +74,7 @@ def look(settings: TrainSettings, planned: PlanSettings) -> Known:
     teacher, widths, size = _asked(settings, dataset, planned, window, wanted, assumed)
     if labels is not None:
         widths["concept_ids"] = labels.k
-    config = model_config(model, dataset, window, concepts, state_size=size)
+    config = model_config(model, dataset, window, concepts, backbone, size)
     return Known(config, terms, window, train_tokens, labels, teacher, widths, assumed)
 
 
@@ -117,24 +115,9 @@ def _asked(
     return costs, widths, size
 
 
-def _with_configuration(model: ModelSettings) -> ModelSettings:
-    """A pretrained backbone's configuration in the place of its name: its weights are not wanted here."""
-    if model.from_backbone is None:
-        return model
-    source = find_backbone(model.from_backbone)
-    try:
-        config: Any = AutoConfig.from_pretrained(source.where, trust_remote_code=False, **source.arguments)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{OPTION}={model.from_backbone}: its configuration cannot be read, here or on the hub: give the folder of "
-            "a causal language model"
-        ) from error
-    values = {key: value for key, value in config.get_text_config().to_dict().items() if key not in OF_A_FILE}
-    return model.model_copy(update={"from_backbone": None, "backbone": values})
-
-
 def _imagined(backbone: dict[str, Any], settings: TrainSettings, assumed: list[str]) -> Dataset:
-    """A dataset that suits the model, without a file."""
+    """A dataset that suits the model, without a file. What is no number there is told where the model is made."""
+    backbone = {key: value for key, value in backbone.items() if isinstance(value, int)}
     vocabulary = backbone.get("vocab_size")
     if vocabulary is None:
         vocabulary = VOCABULARY

@@ -9,7 +9,7 @@ from cocomix.train.accelerators import Machine
 from cocomix.train.build import windows_at_once
 from cocomix.train.footprint import Footprint, Work, footprint
 from cocomix.train.plan_known import Known
-from cocomix.train.settings import TrainSettings
+from cocomix.train.settings import TrainSettings, resolved_precision
 
 TEACHER = "teacher"
 """With data.online, a part of a rank's memory besides those of a step."""
@@ -17,13 +17,12 @@ TEACHER = "teacher"
 
 def step_memory(settings: TrainSettings, machine: Machine, known: Known) -> Footprint:
     """What rank 0 holds in a step of ``settings``; with ``dist.offload`` on the device alone."""
-    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and machine.cuda)
     work = Work(
         windows_at_once(settings, machine.ranks),
         known.window,
         settings.micro_batches,
         known.widths,
-        bf16,
+        resolved_precision(settings.precision, machine.cuda) == "bf16",
         settings.activation_checkpointing == "blocks",
         machine.cuda,
     )

@@ -19,11 +19,13 @@ from cocomix.dist.parallel import check_replicas, put_over
 from cocomix.dist.world import World, current
 from cocomix.errors import UserError
 from cocomix.files import read_json, write_json, write_text
-from cocomix.losses.terms import loss_terms
+from cocomix.losses.terms import loss_terms, reads_head
+from cocomix.model.config import CoCoMixConfig
 from cocomix.model.costs import count_flops, count_parameters
 from cocomix.model.modeling import CoCoMixForCausalLM
 from cocomix.places import ENVIRONMENT, recorded_path
 from cocomix.progress import say
+from cocomix.train.backbone import backbone_config
 from cocomix.train.budget import Budget
 from cocomix.train.build import build_model, build_optimizers, checkpoint_activations, model_config, windows_at_once
 from cocomix.train.checkpoint import (
@@ -32,6 +34,7 @@ from cocomix.train.checkpoint import (
     checkpoint_folders,
     last_whole,
     load_checkpoint,
+    remove_half_written,
     set_aside,
     step_of,
     unique_tensors,
@@ -39,7 +42,7 @@ from cocomix.train.checkpoint import (
 from cocomix.train.counters import Counters
 from cocomix.train.export import export_model
 from cocomix.train.inputs import check_inputs
-from cocomix.train.settings import TrainSettings, first_difference, recorded
+from cocomix.train.settings import TrainSettings, first_difference, recorded, resolved_precision
 from cocomix.train.sources import CONCEPTS, Sources
 from cocomix.train.step import whole
 
@@ -55,11 +58,7 @@ class Run:
         # What one rank may fail at and what ranks exchange take turns: nobody waits for one that has failed.
         with self.world.together():
             concepts = self._open()
-        self.config = self.world.in_turn(
-            lambda: model_config(
-                settings.model, self.dataset, self.window, concepts, self.folder, self.sources.state_size
-            )
-        )
+        self.config = self.world.in_turn(partial(self._config, concepts))
         begun = self.world.from_first(bool(checkpoint_folders(self.folder)))
         with self.world.together():
             self._build(begun)
@@ -99,6 +98,11 @@ class Run:
             raise UserError(f"model.num_concepts={concepts} differs from the labels' {labels.concepts}: leave it out")
         return concepts
 
+    def _config(self, concepts: int | None) -> CoCoMixConfig:
+        name = self.settings.model.from_backbone
+        backbone = None if name is None else backbone_config(name, self.dataset, self.folder)
+        return model_config(self.settings.model, self.dataset, self.window, concepts, backbone, self.sources.state_size)
+
     def _build(self, begun: bool) -> None:
         """The model on this rank, and what a step costs. A run that has ``begun`` brings all weights in a checkpoint:
         the backbone that they began with is needed no more."""
@@ -112,8 +116,8 @@ class Run:
         if self.sources.read:
             reads = self.budget.expected_steps(Counters()) * settings.batch_windows
             self.sources.check_covers(self.split, settings.seed, reads)
-        bf16 = settings.precision == "bf16" or (settings.precision == "auto" and self.device.type == "cuda")
-        self.dtype = torch.bfloat16 if bf16 else torch.float32
+        self.precision = resolved_precision(settings.precision, self.device.type == "cuda")
+        self.dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def _put_over_ranks(self) -> None:
         """Activation checkpointing, compilation and ranks: all from outside, in this order."""
@@ -126,7 +130,7 @@ class Run:
         if self.world.size == 1 or settings.dist.strategy == "ddp":
             model.to(self.device)  # what is sharded moves a part at a time
         mixer = [] if model.mixer is None else [model.mixer]
-        unused = model.mixer is not None and self.config.mixing == "none"
+        unused = model.mixer is not None and (self.config.mixing == "none" or not reads_head(self.terms))
         # On a CPU norms want weights of their input's type, autocast or not: nothing is gathered in bfloat16 there.
         half = self.dtype == torch.bfloat16 and self.device.type == "cuda"
         self.spread = put_over(model, list(model.blocks), mixer, settings.dist, self.world, self.device, half, unused)
@@ -152,6 +156,7 @@ class Run:
             "name": self.folder.name,
             "method": settings.method,
             "seed": settings.seed,
+            "precision": self.precision,
             "parameters": {"total": self.parameters.total, "active": self.parameters.active},
             "flops_per_token": {"student": self.flops_per_token},
             "batch_tokens": self.step_tokens,
@@ -188,6 +193,7 @@ class Run:
             self._go_on(wanted if isinstance(wanted, int) else None)
         with world.together():
             if world.first:
+                remove_half_written(self.folder)
                 write_text(recipe, dump_yaml(self.settings))
                 write_json(self.folder / ENVIRONMENT, _environment(self.device, self.settings, world))
                 write_json(self.folder / "run.json", self.describe(False))
@@ -215,6 +221,14 @@ class Run:
                 f"run={self.folder} was started with another {difference}: choose another run folder or remove it"
             )
         known, now = read_json(self.folder / "run.json", "a run's description"), self.describe(False)
+        # A version before this one recorded none: what its recipe says, where that does not follow the device.
+        said = recipe.get("precision", "auto")
+        before = known.get("precision", None if said == "auto" else said)
+        if before not in (None, now["precision"]):
+            raise UserError(
+                f"run={self.folder} computed in {before} so far, precision={self.settings.precision} means "
+                f"{now['precision']} on {self.device.type}: add precision={before}, or choose another run folder"
+            )
         for part in ("data", "labels"):
             before, today = known[part] or {}, now[part] or {}
             if before.get("fingerprint") == today.get("fingerprint"):

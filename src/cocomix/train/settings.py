@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+import math
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +12,7 @@ from cocomix.config import Count, Seed, Settings, validated
 from cocomix.dist.settings import DistSettings
 
 DEFAULT_BACKBONE = {"model_type": "gpt2"}
+MomentDecay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ModelSettings(Settings):
@@ -90,7 +92,7 @@ class OptimizerSettings(Settings):
         1e-3, gt=0, description="Muon's peak learning rate, scaled for each matrix to the size of AdamW's updates"
     )
     momentum: float = Field(0.95, ge=0, lt=1, description="Muon's momentum")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moment decays")
+    betas: tuple[MomentDecay, MomentDecay] = Field((0.9, 0.95), description="AdamW's moment decays")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay")
     decay: Literal["matrices", "all"] = Field(
@@ -175,9 +177,13 @@ class TrainSettings(Settings):
     @field_validator("losses")
     @classmethod
     def _weights(cls, value: dict[str, float]) -> dict[str, float]:
-        if not value or any(weight < 0 for weight in value.values()):
-            raise ValueError("at least one loss is wanted, weights must not be negative")
-        return {name: weight for name, weight in value.items() if weight > 0}
+        for name, weight in value.items():
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"losses.{name}={weight} must be a finite number, 0 or more")
+        wanted = {name: weight for name, weight in value.items() if weight}
+        if not wanted:
+            raise ValueError("at least one loss of a weight above 0 is wanted, e.g. losses.ntp=1")
+        return wanted
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainSettings:
@@ -222,10 +228,16 @@ class ReferenceSettings(Settings):
 
 FREE_ON_RESUME = frozenset(
     {"run", "resume", "tokens", "steps", "flops", "seconds", "micro_batches", "evaluations", "eval_documents",
-     "checkpoint", "log_every", "logs", "device", "compile", "activation_checkpointing", "dist", "threads",
+     "checkpoint", "log_every", "logs", "device", "precision", "compile", "activation_checkpointing", "dist", "threads",
      "data.verify"}
 )  # fmt: skip
-"""Settings that a resumed run may change: they do not alter what a step computes (but the budget the schedule)."""
+"""Settings that a resumed run may change: they do not alter what a step computes (but the budget the schedule). What
+``precision`` comes to on a device may not: a run compares that itself."""
+
+
+def resolved_precision(precision: str, cuda: bool) -> str:
+    """``fp32`` or ``bf16``: what the setting means on a device."""
+    return ("bf16" if cuda else "fp32") if precision == "auto" else precision
 
 
 def first_difference(

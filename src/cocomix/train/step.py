@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cocomix.data.batches import Batch
 from cocomix.dist.parallel import Spread
 from cocomix.dist.world import World
-from cocomix.losses.terms import Term
+from cocomix.losses.terms import Term, asked
 
 
 class StepResult(NamedTuple):
@@ -80,12 +80,11 @@ def _backward(
     autocast: contextlib.AbstractContextManager[object] | None,
 ) -> list[float]:
     """Gradients of this rank's windows; returns each term's sum over them."""
-    arguments = {key: value for term, _ in terms for key, value in term.arguments.items()}
     sums: list[Any] = [0.0] * len(terms)
     for number, batch in enumerate(micro_batches, 1):
         with spread.micro_batch(last=number == len(micro_batches)):
             with autocast or contextlib.nullcontext():
-                output = spread.called(input_ids=batch.inputs, targets=batch.targets, **arguments, **batch.columns)
+                output = spread.called(input_ids=batch.inputs, **asked(terms, batch))
                 totals = [term.total(output, batch) for term, _ in terms]
             loss: Any = sum(
                 weight / count * total for (_, weight), count, total in zip(terms, counts, totals, strict=True)

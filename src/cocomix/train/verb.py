@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.allocator import keep_freed_memory
-from cocomix.dist.world import joined
+from cocomix.config import read_recipe
+from cocomix.dist.world import World, joined
 from cocomix.errors import UserError
 from cocomix.files import read_json
 from cocomix.progress import say
 from cocomix.train.alone import alone_in
-from cocomix.train.checkpoint import COUNTERS, checkpoint_folders, last_whole, load_weights
+from cocomix.train.checkpoint import COUNTERS, checkpoint_folders, last_whole, load_weights, tensor_sizes
 from cocomix.train.counters import Counters
 from cocomix.train.loop import fit
 from cocomix.train.metrics import read_lines
@@ -28,7 +29,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     :class:`cocomix.dist.world.RankLost` when a rank died or hangs.
     """
     keep_freed_memory()
-    with joined(settings.dist.timeout) as world, world.watching(), ExitStack() as held:
+    with joined(settings.dist.timeout, settings.device) as world, world.watching(), ExitStack() as held:
         run = Run(settings, world)
         with world.together():
             if world.first:
@@ -57,12 +58,24 @@ def export_run(folder: str, out: str | None) -> dict[str, Any]:
     """Exports a run's last whole checkpoint to ``out`` (default: its ``export/``), finished or not."""
     if not (Path(folder) / "recipe.yaml").is_file() or not checkpoint_folders(Path(folder)):
         raise UserError(f"{folder} is no run with a checkpoint: give a folder that 'cocomix train' wrote")
-    run = open_run(folder)
-    last, _ = last_whole(run.folder, run.world)
+    last, _ = last_whole(Path(folder), World())
     assert last is not None
+    run = open_run(folder, **_weights_alone(folder, last))
     load_weights(last, run.model)
     run.counters = Counters(**read_json(last / COUNTERS, "a checkpoint's counters"))
     target = Path(out) if out else run.folder / "export"
     run.export(target)
     name = read_json(target / "config.json", "a model's configuration")["architectures"][0]
     return {"folder": str(target), "class": name, "tokens": run.counters.tokens}
+
+
+def _weights_alone(folder: str, checkpoint: Path) -> dict[str, Any]:
+    """Changes of a run's settings under which nothing is needed but its weights: no GPU, no labels, no teacher. What
+    those say of the network's sizes its tensors say too."""
+    recipe, sizes = read_recipe(Path(folder) / "recipe.yaml"), tensor_sizes(checkpoint)
+    model = dict(recipe.get("model", {}))
+    for name, weight in (("num_concepts", "predict"), ("state_size", "guess")):
+        if size := sizes.get(f"model.mixer.{weight}.weight"):
+            model[name] = size[0]
+    sources = dict.fromkeys(("labels", "online", "probabilities", "teacher"))
+    return {"device": "cpu", "losses": {"ntp": 1.0}, "model": model, "data": {**recipe["data"], **sources}}
