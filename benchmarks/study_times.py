@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cocomix.compare.runs import Cost, Labels, Run, Upstream
+from cocomix.compare.runs import Cost, Run, Upstream
 from cocomix.concepts.online import OnlineLabels
 from cocomix.concepts.online_teacher import OnlineTeacher
 from cocomix.concepts.probabilities import PROBS
@@ -77,14 +77,11 @@ def timed(run: Run, times: Mapping[str, Any]) -> Run:
     labels = run.manifest.labels
     if labels is not None:
         kind = "labels" if labels.upstream.sae is not None and labels.upstream.sae.flops else "probabilities"
-        labels = Labels(
-            fingerprint=labels.fingerprint,
-            flops_per_token=labels.flops_per_token,
-            seconds_per_token=labels.flops_per_token * speed[kind],
-            upstream=Upstream(
-                teacher=_cost(labels.upstream.teacher, speed["teacher"]), sae=_cost(labels.upstream.sae, speed["sae"])
-            ),
+        upstream = Upstream(
+            teacher=_cost(labels.upstream.teacher, speed["teacher"]), sae=_cost(labels.upstream.sae, speed["sae"])
         )
+        seconds = {"seconds_per_token": labels.flops_per_token * speed[kind], "cached_seconds_per_token": None}
+        labels = labels.model_copy(update={**seconds, "upstream": upstream})
     evaluations = tuple(e.model_copy(update={"seconds": e.step * step}) for e in run.evaluations)
     return replace(run, manifest=run.manifest.model_copy(update={"labels": labels}), evaluations=evaluations)
 

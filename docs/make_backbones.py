@@ -330,7 +330,9 @@ has to be learned first. On a real model the distances are larger: SmolLM2-135M 
 text of 53 tokens, its own loss 3.156) starts at +0.008 with `add`, −0.006 with copied slots, +0.958 with `memory`, +9.24 with
 bare slots. Choose `add` or copied slots to continue a pretrained model.
 
-The recipes `smollm2/ntp`, `smollm2/cocomix` (copied slots) and `smollm2/cocomix_add` continue from SmolLM2-135M, on data in its tokenizer:
+The recipes `smollm2/ntp`, `smollm2/cocomix` (copied slots) and `smollm2/cocomix_add` continue from SmolLM2-135M (100M tokens, unless `tokens=` says
+less), on data in its tokenizer, with labels by an autoencoder of SmolLM2 (`sae train` and `concepts extract` with
+`teacher=HuggingFaceTB/SmolLM2-135M`):
 
     cocomix train smollm2/cocomix_add data.path=data/smol data.labels=concepts run=runs/smol
 
@@ -338,7 +340,7 @@ For another model lay `model.from_backbone` over them, as a setting or in a reci
 insertion inside its depth: a third of SmolLM2's 30 blocks is 10. Its tokenizer must have made the data. Here the
 [tutorial](tutorial.md)'s teacher goes on, with concepts:
 
-    cocomix train smollm2/cocomix_add model.from_backbone=runs/teacher model.insert_at=2 data.path=data/mine data.labels=concepts run=runs/continued
+    cocomix train smollm2/cocomix_add model.from_backbone=runs/teacher model.insert_at=2 data.path=data/mine data.labels=concepts tokens=300000 run=runs/continued
 
 ## Adding a family
 

@@ -30,7 +30,7 @@ EXIT_CODES = {
         "torchrun itself leaves with 1 whenever a rank leaves with anything but 0", "look into the log that is named"),
     2: ("a mistake, a damaged file, a full disk, a loss that is not finite: one sentence says what, and the mend",
         "mend it, then the same command"),
-    EXIT_LOST: ("another rank died, or did not answer for `dist.timeout` seconds", "the same command goes on"),
+    EXIT_LOST: ("another rank died, or did not answer for `dist.timeout` seconds (labels and probabilities: an hour)", "the same command goes on"),
     EXIT_STOPPED: ("asked to stop (Ctrl-C, SIGTERM, SIGUSR1, or SIGHUP: its terminal is gone), its work is saved", "the same command goes on"),
     INTERRUPTED: ("interrupted by Ctrl-C where nothing is saved on the way, or by a second one", "the same command; "
                   "what was finished is found again"),

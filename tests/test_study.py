@@ -73,7 +73,8 @@ def folder(tmp_path) -> Path:
 
     teacher = {"label_flops_per_token": 1e6, "label_seconds_per_token": 1e-5}
     upstream = {"teacher": {"flops": 4e11, "seconds": 5.0}, "sae": {"flops": 4e10, "seconds": 1.0}}
-    made = {"ntp": (0.0, {}), "cocomix_add": (-0.2, {**teacher, "upstream": upstream}), "pause": (0.3, {})}
+    of = {"teacher": {"fingerprint": "its teacher"}, "sae": {"fingerprint": "its sae"}}
+    made = {"ntp": (0.0, {}), "cocomix_add": (-0.2, {**teacher, "upstream": upstream, "of": of}), "pause": (0.3, {})}
     for stage, seeds in (("main", (0, 1, 2)), ("short", (0,))):
         for method, (shift, more) in made.items():
             for seed in seeds:
@@ -129,3 +130,4 @@ def test_seconds_are_steps_and_counted_operations_at_the_speeds_measured_in_turn
     assert labels.seconds_per_token == pytest.approx(1e6 * 3e-11)
     assert labels.upstream.teacher.seconds == pytest.approx(4e11 * 2e-11)
     assert labels.upstream.sae.seconds == pytest.approx(4e10 * 5e-11)
+    assert labels.makers("sae") == {"its sae"}, "who shares it is told by what made the labels"

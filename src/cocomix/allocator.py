@@ -13,8 +13,8 @@ def keep_freed_memory() -> bool:
     """Lets the process keep freed memory for its next tensors, until it ends; returns whether it could be arranged.
 
     A training step frees and asks again for gradients and activations of many megabytes. By default glibc maps each
-    such block anew and gives it back, and the kernel must clear and map every page again: 12 % of a step of the paper's
-    69M network on a CPU (``docs/performance.md``). Blocks taken from the heap instead (``M_MMAP_MAX`` 0), of
+    such block anew and gives it back, and the kernel must clear and map every page again: a tenth of a step of the
+    paper's 69M network on a CPU (``docs/log.md``). Blocks taken from the heap instead (``M_MMAP_MAX`` 0), of
     which up to 2 GB at its end are kept (``M_TRIM_THRESHOLD``), are ready at once. Only glibc has the two; elsewhere
     nothing is changed.
     """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -29,7 +31,19 @@ def is_first_rank() -> bool:
 def say(text: str) -> None:
     """One line for the user on stderr, from rank 0."""
     if is_first_rank():
-        print(text, file=sys.stderr, flush=True)
+        with _unless_gone():
+            print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _unless_gone() -> Iterator[None]:
+    """A terminal or pipe that nobody reads any more takes no work with it: what is said from then on is lost."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
 
 
 class Bar:
@@ -57,7 +71,8 @@ class Bar:
         """Counts ``count`` more items as done."""
         self._done += count
         if self._rich is not None:
-            self._rich.update(self._task, advance=count, note=note)
+            with _unless_gone():
+                self._rich.update(self._task, advance=count, note=note)
             return
         now = time.monotonic()
         if now - self._last_line >= SECONDS_BETWEEN_LINES:
@@ -75,7 +90,8 @@ class Bar:
     def close(self) -> None:
         """Ends the bar; what was shown last stays."""
         if self._rich is not None:
-            self._rich.stop()
+            with _unless_gone():
+                self._rich.stop()
 
 
 @contextmanager

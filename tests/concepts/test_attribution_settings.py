@@ -262,7 +262,8 @@ def test_labels_of_other_settings_are_not_gone_on_with(
     made = extract(new)
     assert made["attribution"] == AttributionSettings(**change).model_dump(mode="json")
     (own_data / "labels" / "new" / "labels.json").unlink()
-    state = {"identity": {**made, "teacher": made["teacher"]}, "windows": {}, "files": {}, "seconds": 0.0}
+    state = {"identity": {**made, "teacher": made["teacher"]}, "layout": [8, 4096], "windows": {}, "files": {}}
+    state |= {"seconds": 0.0}
     write_json(own_data / "labels" / "new" / "extraction.json", state)
     with pytest.raises(UserError, match=r"another attribution\.\w+ \(\w+, now \w+\): give another name"):
         extract(ExtractSettings(data=str(own_data), name="new", **settings))

@@ -23,7 +23,7 @@ from cocomix.concepts.units import Work, deal
 from cocomix.data.dataset import Dataset
 from cocomix.dist.world import current, joined
 from cocomix.errors import UserError
-from cocomix.files import read_json, write_json
+from cocomix.files import read_json
 from cocomix.stopping import Stopped
 from cocomix.testing.ranks import Outcome, on_ranks, values
 
@@ -195,18 +195,6 @@ def test_labels_that_were_lost_are_made_again_and_that_is_said(
         f"{lost.with_name(lost.name.removesuffix('.partial'))} is missing or damaged: its " in capsys.readouterr().err
     )
     assert calls == _batches(dataset) - (17 + 3) + batches
-    assert _files(folder) == _files(labelled)
-
-
-def test_a_state_from_before_there_were_units_keeps_its_finished_shards(
-    dataset: Dataset, own_data: Path, sae_path: Path, labelled: Path
-) -> None:
-    folder = _stopped(own_data, sae_path, after=17 + 3)
-    state = read_json(folder / "extraction.json", "a state")
-    del state["layout"]
-    write_json(folder / "extraction.json", {**state, "windows": {"train-00000.bin": 134, "train-00001.bin": 24}})
-    _, calls = _labelled_on_a_rank({"data": str(own_data), "sae": str(sae_path)}, _nothing)
-    assert calls == _batches(dataset) - 17
     assert _files(folder) == _files(labelled)
 
 

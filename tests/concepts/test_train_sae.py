@@ -195,7 +195,7 @@ def test_a_teacher_that_was_trained_anew_is_another_one(
     assert train_sae(settings)["teacher_fingerprint"] == record["teacher_fingerprint"]
     weights = load_file(moved / "model.safetensors")
     save_file({name: 2 * value for name, value in weights.items()}, moved / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="with other weights than it has now"):
+    with pytest.raises(UserError, match="with other weights than it has now: choose another folder"):
         train_sae(settings)
     shutil.rmtree(moved)
     assert train_sae(settings)["fit"] == record["fit"], "what is finished does not need its teacher"

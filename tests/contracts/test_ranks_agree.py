@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cocomix.config import load_settings
+from cocomix.data.order import window_ids
 from cocomix.testing.ranks import on_ranks, values
 from cocomix.train.checkpoint import Checkpoints, checkpoint_folders, read_tensors
 from cocomix.train.metrics import read_lines
@@ -85,7 +86,7 @@ def assert_same(run: str, other: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_ranks_and_micro_batches_do_not_change_the_losses(place: Path, method: str):
-    words = [*METHODS[method], *COMMON, f"steps={50 if method == 'cocomix' else 20}"]
+    words = [*METHODS[method], *COMMON, f"steps={50 if method == 'cocomix' else 8}"]
     go([*words, "run=one"])
     go([*words, "run=micro", "micro_batches=2"])
     values(on_ranks(2, go, [*words, "run=ddp"]))
@@ -94,7 +95,8 @@ def test_ranks_and_micro_batches_do_not_change_the_losses(place: Path, method: s
         assert_close("one", other)
     if method != "ntp":  # the masks are uneven: a mean of the ranks' means would differ
         run = Run(load_settings(TrainSettings, [*words, "run=one"]))
-        labels = run.sources.labels.read("train", torch.arange(8).numpy())
+        first = window_ids(run.dataset.split("train").count(run.window), run.settings.seed, 0, 8)
+        labels = run.sources.labels.read("train", first)
         counts = [int((half != -1).sum()) for half in (labels[:4], labels[4:])]
         assert counts[0] != counts[1]
 
@@ -167,24 +169,24 @@ def test_online_labels_train_like_cached_ones_on_any_number_of_ranks(place: Path
 def test_with_online_labels_a_stopped_run_equals_the_straight_one(place: Path):
     words = [*ONLINE, *COMMON, *EPOCHS]
     go([*words, "run=straight"])
-    go([*words, "run=broken"], 5)
+    go([*words, "run=broken"], 4)
     go([*words, "run=broken"])
     assert_same("broken", "straight")
     values(on_ranks(2, go, [*words, "run=two"]))
-    values(on_ranks(2, go, [*words, "run=two-broken"], 5))
+    values(on_ranks(2, go, [*words, "run=two-broken"], 4))
     values(on_ranks(2, go, [*words, "run=two-broken"]))
     assert_same("two-broken", "two")
 
 
-# 107 windows: with 32 a step, step 4 begins the second epoch.
-EPOCHS = ["batch_windows=32", "steps=8", "checkpoint.number=8", "model.backbone.resid_pdrop=0.1"]
+# 449 windows: with 96 a step, step 5 begins the second epoch.
+EPOCHS = ["batch_windows=96", "steps=6", "checkpoint.number=6", "model.backbone.resid_pdrop=0.1"]
 
 
 @pytest.mark.parametrize(("strategy", "background"), [("ddp", "false"), ("fsdp", "true")])
 def test_two_ranks_stopped_and_resumed_equal_the_straight_run(place: Path, strategy: str, background: str):
     words = [*METHODS["cocomix"], *COMMON, *EPOCHS, f"dist.strategy={strategy}", f"checkpoint.background={background}"]
     values(on_ranks(2, go, [*words, "run=straight"]))
-    assert values(on_ranks(2, go, [*words, "run=broken"], 5)) == ["killed"] * 2
+    assert values(on_ranks(2, go, [*words, "run=broken"], 4)) == ["killed"] * 2
     values(on_ranks(2, go, [*words, "run=broken"]))
     assert_same("broken", "straight")
 
@@ -202,7 +204,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(place: Path, before: str, af
             values(on_ranks(2, go, [*arguments[0], f"dist.strategy={kind}"], *arguments[1:]))
 
     part("1", [*words, "run=straight"])
-    part(before, [*words, "run=broken"], 5)
+    part(before, [*words, "run=broken"], 4)
     part(after, [*words, "run=broken"])
     assert_close("straight", "broken")
     from safetensors.torch import load_file

@@ -289,7 +289,7 @@ def test_the_verbs_know_the_labels_of_the_run(
 def test_concepts_are_found_by_words_and_by_what_the_model_makes_of_them(
     run: Path, student: StudentAtlas, settings: AtlasSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    atlas = Atlas.open(settings.folder)
+    atlas = build_atlas(settings)
     word = atlas.top(1)[0]["promoted"][0]["token"].strip()
     cases = {
         ("only=ignored", f"model={run}"): [i for i in range(atlas.concepts) if student.concept(i)["ignored"]],

@@ -210,10 +210,11 @@ def test_a_run_that_was_stopped_or_killed_is_told_as_such(data, tmp_path, comman
     names = ("good", "stopped", "killed", "refused")
     (tmp_path / "killed-s0").mkdir()
     (tmp_path / "killed-s0" / "log.txt").write_text("error: a mistake of last week\n")
-    (tmp_path / "sweep.json").write_text('{"runs": []}')  # of last week too: true no more as soon as anything runs
+    for old in ("sweep.json", "sweep-1-2.json"):
+        (tmp_path / old).write_text('{"runs": []}')  # of last week too: true no more as soon as anything runs
     commands[0].update(
         {
-            "good-s0": "test ! -e ../sweep.json && echo '{\"finished\": true}' > run.json",
+            "good-s0": "test ! -e ../sweep.json -a ! -e ../sweep-1-2.json && echo '{\"finished\": true}' > run.json",
             "stopped-s0": f"exit {EXIT_STOPPED}",
             "killed-s0": "echo step 3; kill -9 $$",
             "refused-s0": "echo error: too big; exit 2",
@@ -251,3 +252,4 @@ def test_a_finished_run_of_other_settings_is_refused_with_the_difference(data, t
             run_sweep(sweep(data, tmp_path, rows, set=change))
         assert sentence in str(told.value)
     assert len(commands[1]) == 1, "nothing ran again"
+    assert (tmp_path / "sweep.json").is_file(), "who was refused has not changed what is there"

@@ -253,6 +253,17 @@ def test_going_on_in_another_precision_is_refused(dataset, tmp_path, monkeypatch
     assert train(settings(dataset, tmp_path / "run", "steps=4"))["finished"]
 
 
+def test_a_run_that_did_not_record_its_precision_had_that_of_its_device(dataset, tmp_path):
+    train(settings(dataset, tmp_path / "run", "steps=2"))
+    described, environment = (tmp_path / "run" / name for name in ("run.json", "environment.json"))
+    old = json.loads(described.read_text())
+    del old["precision"]
+    described.write_text(json.dumps(old))
+    environment.write_text(json.dumps({**json.loads(environment.read_text()), "device": "NVIDIA H200"}))
+    with pytest.raises(UserError, match="computed in bf16 so far, precision=auto means fp32 on cpu"):
+        train(settings(dataset, tmp_path / "run", "steps=4"))
+
+
 def test_a_recipe_of_a_version_without_a_setting_has_its_default(dataset, tmp_path):
     train(settings(dataset, tmp_path / "run", "steps=2"))
     recipe = tmp_path / "run" / "recipe.yaml"

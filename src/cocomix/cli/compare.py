@@ -46,12 +46,12 @@ def compare(words: RunsAndSettings = None, watch: Watch = False, as_json: Json =
     are paired by seed and get intervals. Runs may still be running. Runs on other data, another tokenizer, window or
     evaluation set are refused.
 
-    Example: cocomix compare runs/* format=latex
+    Example: cocomix compare runs/study format=latex
 
     With --watch the page is rebuilt, and reloads itself, whenever a run has been evaluated, and a line a run is
     printed at every look. Of a folder that is there the first run is waited for.
 
-    Example: cocomix compare runs/* --watch 10
+    Example: cocomix compare runs/study --watch 10
     """
     from cocomix.compare.comparison import compare as compare_runs
     from cocomix.compare.runs import load_run
@@ -117,7 +117,7 @@ def _is_seconds(word: str) -> bool:
 
 def _out(settings: CompareSettings, runs: list[Run]) -> Path:
     """Where the report goes: beside the first run, so into the folder of runs that was given."""
-    return settings.out if settings.out is not None else runs[0].folder.resolve().parent / "comparison"
+    return settings.out if settings.out is not None else runs[0].folder.absolute().parent / "comparison"
 
 
 def _print(comparison: Comparison, result: dict[str, Any], format: str, as_json: bool) -> None:

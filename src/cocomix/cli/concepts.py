@@ -10,6 +10,9 @@ import typer
 from cocomix.cli.common import Json, Overrides, Words, plain, quiet_transformers
 from cocomix.cli.common import show as show_result
 
+WAIT_SECONDS = 3600.0
+"""How long ranks wait for each other: the first may have to download and hash a model meanwhile."""
+
 Folder = Annotated[
     str | None,
     typer.Argument(metavar="[LABELS]", help="The labels' folder (DATASET/labels/NAME), or give data= and name=."),
@@ -44,12 +47,11 @@ def extract(words: Words = None, json: Json = False) -> None:
     from cocomix.concepts.extract import extract as extract_labels
     from cocomix.concepts.settings import ExtractSettings
     from cocomix.config import load_settings
-    from cocomix.dist.lead import LEADER_SECONDS
     from cocomix.dist.world import joined
 
     quiet_transformers()
     settings = load_settings(ExtractSettings, words or [])
-    with joined(LEADER_SECONDS, settings.device) as world:  # the first rank may download and hash a model
+    with joined(WAIT_SECONDS, settings.device) as world:
         manifest = extract_labels(settings)
         if not world.first:
             return
@@ -76,12 +78,11 @@ def probabilities(words: Words = None, json: Json = False) -> None:
     from cocomix.concepts.extract import extract_probabilities
     from cocomix.concepts.settings import ProbabilitySettings
     from cocomix.config import load_settings
-    from cocomix.dist.lead import LEADER_SECONDS
     from cocomix.dist.world import joined
 
     quiet_transformers()
     settings = load_settings(ProbabilitySettings, words or [])
-    with joined(LEADER_SECONDS, settings.device) as world:  # the first rank may download and hash a model
+    with joined(WAIT_SECONDS, settings.device) as world:
         manifest = extract_probabilities(settings)
         if not world.first:
             return

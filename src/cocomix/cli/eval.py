@@ -22,7 +22,7 @@ def eval(
 
     Example: cocomix eval runs/ntp
 
-    Example: cocomix eval runs/ntp tasks=[hellaswag,piqa,lambada] limit=200
+    Example: cocomix eval runs/ntp tasks=hellaswag,piqa,lambada limit=200
     """
     from cocomix.config import load_settings
     from cocomix.evaluate.settings import EvalSettings

@@ -152,7 +152,7 @@ def refuse_other_teacher(teacher: Teacher, folder: str) -> None:
     record = training_record(folder) or {}
     if record.get("teacher_fingerprint", teacher.fingerprint) != teacher.fingerprint:
         raise UserError(
-            f"sae={folder} was trained on other weights than teacher={teacher.name} has now: train it again with "
+            f"sae={folder} was trained on other weight files than teacher={teacher.name} has now: train it again with "
             "'cocomix sae train' and another out=, or extract all the same with force=true"
         )
 

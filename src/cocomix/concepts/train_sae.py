@@ -25,7 +25,7 @@ from cocomix.concepts.sae_saelens import SAELENS_CONFIG, SAELENS_WEIGHTS
 from cocomix.concepts.settings import SaeTrainSettings
 from cocomix.concepts.shared_activations import ActivationHelper, Open, SharedBatches
 from cocomix.concepts.teacher import Teacher, load_teacher, pick_dtype
-from cocomix.concepts.teacher_files import find_teacher
+from cocomix.concepts.teacher_files import find_teacher, model_place
 from cocomix.data.dataset import Dataset
 from cocomix.devices import pick_device
 from cocomix.dist.lead import Crew, led
@@ -37,8 +37,8 @@ from cocomix.stopping import Stopped, StopRequest
 RECORD = "training.json"
 STATE = "state.json"
 STEPS_BETWEEN_NOTES = 20
-FREE = {"out", "device", "checkpoint_seconds", "batch_windows"}
-"""Settings that a resumed training may change."""
+FREE = {"out", "device", "dtype", "checkpoint_seconds", "batch_windows"}
+"""Settings that a resumed training may change. What ``dtype`` comes to on a device may not: that is compared itself."""
 
 
 def train_sae(settings: SaeTrainSettings) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def _train(settings: SaeTrainSettings, crew: Crew) -> dict[str, Any]:
     }
     if (out / RECORD).is_file():
         record = read_json(out / RECORD, "an SAE's training record")
-        _refuse_other(out, record, identity | _teacher_now(settings.teacher))
+        _refuse_other(out, record, identity | _teacher_now(settings))
         say(f"{out}: finished already")
         return record
     if out.is_dir() and any(out.iterdir()) and not list(out.glob("checkpoint-*")):
@@ -82,12 +82,15 @@ def _train(settings: SaeTrainSettings, crew: Crew) -> dict[str, Any]:
     return training.finish()
 
 
-def _teacher_now(name: str) -> dict[str, Any]:
-    """What tells the teacher's weights from those of another training; nothing where it is no longer there."""
+def _teacher_now(settings: SaeTrainSettings) -> dict[str, Any]:
+    """What tells the teacher from that of another training, where it is here: it need not be loaded for it."""
+    now: dict[str, Any] = {} if settings.dtype == "auto" else {"teacher_dtype": settings.dtype}
     try:
-        return {"teacher_fingerprint": find_teacher(name).fingerprint()}
+        if model_place(settings.teacher, f"teacher={settings.teacher}") is not None:
+            now["teacher_fingerprint"] = find_teacher(settings.teacher).fingerprint()
     except UserError:
-        return {}
+        pass  # it is gone, or damaged: no reason to refuse what is finished
+    return now
 
 
 def _batches(settings: SaeTrainSettings, dataset: Dataset) -> ActivationBatches:
@@ -102,7 +105,7 @@ def _batches(settings: SaeTrainSettings, dataset: Dataset) -> ActivationBatches:
         split,
         window,
         settings.batch_tokens,
-        settings.buffer_tokens,
+        min(settings.buffer_tokens, settings.tokens),
         settings.batch_windows,
         settings.seed,
     )
@@ -301,11 +304,13 @@ def _refuse_other(out: Path, found: dict[str, Any], identity: dict[str, Any]) ->
             )
     if found["dataset"] != identity["dataset"]:
         raise UserError(f"out={out} holds an SAE trained on another dataset: choose another folder")
-    for key, what in (("teacher_fingerprint", "weights"), ("teacher_dtype", "numbers"), ("window", "windows")):
-        if key in identity and found.get(key) not in (None, identity[key]):  # older ones do not tell all
+    for key, mend in (("teacher_fingerprint", ""), ("teacher_dtype", "add dtype={}, "), ("window", "add window={}, ")):
+        before, now = found.get(key), identity.get(key)
+        if None not in (before, now) and before != now:  # older ones do not tell all
+            told = "other weights than it has" if not mend else f"{key} {before}, {now}"
             raise UserError(
-                f"out={out} holds an SAE of teacher={identity['settings']['teacher']} with other {what} than it has "
-                "now: choose another folder or delete that one"
+                f"out={out} holds an SAE of teacher={identity['settings']['teacher']} with {told} now: "
+                f"{mend.format(before)}choose another folder or delete that one"
             )
 
 

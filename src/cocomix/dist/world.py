@@ -213,8 +213,8 @@ def joined(timeout: float = 600.0, device: str = "auto") -> Iterator[World]:
                 f"rank {local} of this machine has no GPU: it has {torch.cuda.device_count()}, start as many ranks a "
                 "machine (torchrun --nproc-per-node), or give device=cpu"
             )
-        if cuda:
-            torch.cuda.set_device(local)
+        if torch.cuda.is_available() and local < torch.cuda.device_count():
+            torch.cuda.set_device(local)  # also where only a teacher computes there
         mine = not dist.is_initialized()
         if mine:
             with world.watching():

@@ -39,11 +39,10 @@ def run_sweep(sweep: SweepSettings) -> dict[str, Any]:
     """
     from cocomix.sweep.caches import find_caches
 
-    check(cases(sweep, find_caches(sweep, make=False)))
-    # What an earlier sweep came to is true no more: who follows this one waits for the new result.
-    with explained(sweep.folder):
-        for file in (result_file(sweep), Path(sweep.folder) / "sweep.json"):
-            file.unlink(missing_ok=True)
+    planned = cases(sweep, find_caches(sweep, make=False))
+    check(planned)
+    if not all([_finished_before(case, sweep) for case in planned]):
+        _forget_results(sweep)
     due = cases(sweep, find_caches(sweep, make=True))
     waiting = [case for case in due if not _finished_before(case, sweep)]
     say(f"{sweep.folder}: {len(due)} runs, {len(due) - len(waiting)} finished before")
@@ -85,6 +84,17 @@ def run_sweep(sweep: SweepSettings) -> dict[str, Any]:
 def result_file(sweep: SweepSettings) -> Path:
     """What the sweep, or its part, writes at its end."""
     return Path(sweep.folder) / f"sweep{'' if sweep.part is None else '-' + sweep.part.replace('/', '-')}.json"
+
+
+def _forget_results(sweep: SweepSettings) -> None:
+    """What earlier sweeps of the folder came to is true no more: who follows this one waits for the new result. Other
+    parts of the same number tell of other runs."""
+    own = result_file(sweep)
+    of = "" if sweep.part is None else sweep.part.partition("/")[2]
+    with explained(sweep.folder):
+        for file in Path(sweep.folder).glob("sweep*.json"):
+            if file == own or not (of and file.match(f"sweep-*-{of}.json")):
+                file.unlink(missing_ok=True)
 
 
 def finished(folder: Path) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
@@ -70,7 +71,7 @@ def read_config(name: str, source: Source) -> dict[str, Any]:
         quantisation(source.gguf)  # says plainly what is wrong with a damaged file
     try:
         config: Any = AutoConfig.from_pretrained(source.where, trust_remote_code=False, **source.arguments)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise _refusal(name, source, error) from error
     found = config.get_text_config().to_dict().items()
     return {key: 0.0 if key in DROPOUTS else value for key, value in found if key not in OF_A_FILE}

@@ -101,6 +101,8 @@ def _told(where: str, backbone: dict[str, Any]) -> Iterator[None]:
     except ValueError as error:
         raise UserError(f"model: {_line(error)}") from error
     except (TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
+        if "memory" in str(error):
+            raise UserError(f"model: the network does not fit into memory ({_line(error)}): make it smaller") from error
         values = ", ".join(f"{key}={value}" for key, value in backbone.items() if key not in OF_A_FILE)
         raise UserError(
             f"{where} makes no {backbone.get('model_type')} network ({type(error).__name__}: {_line(error)}): mend "

@@ -43,13 +43,12 @@ def export_model(
     ``record`` says under ``run`` what was exported; of a run also its costs. Raises :class:`UserError` when ``out``
     exists and is no earlier export, or is the working directory.
     """
-    shown, out = out, out.resolve()  # "." has no name
-    temporary = out.with_name(out.name + TEMPORARY_SUFFIX)
-    with explained(shown):
-        if out == Path.cwd():
-            raise UserError(f"out={shown} is the working directory, which cannot be replaced: name a folder in it")
+    if out.resolve() == Path.cwd():
+        raise UserError(f"out={out} is the working directory, which cannot be replaced: name a folder in it")
+    temporary = out.parent / f"{out.resolve().name}{TEMPORARY_SUFFIX}"  # ".." has no name of its own
+    with explained(out):
         if out.exists() and any(out.iterdir()) and not _is_export(out):
-            raise UserError(f"out={shown} exists and is no export: choose an empty folder")
+            raise UserError(f"out={out} exists and is no export: choose an empty folder")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
@@ -61,14 +60,13 @@ def export_model(
             network.save_pretrained(temporary)
             if network is model:
                 add_code(temporary)
-            for file in tokenizer_folder.iterdir():
-                shutil.copy(file, temporary / file.name)
+            shutil.copytree(tokenizer_folder, temporary, dirs_exist_ok=True)
             write_json(temporary / record_name, record)
             shutil.rmtree(out, ignore_errors=True)
             temporary.rename(out)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return shown
+    return out
 
 
 def export_reference(folder: str, out: str, settings: ReferenceSettings) -> dict[str, Any]:

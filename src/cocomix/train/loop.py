@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import math
 import time
 from dataclasses import asdict
 from typing import Any
@@ -137,12 +139,17 @@ def progress_of(run: Run) -> dict[str, Any]:
     return line
 
 
+_peak = functools.cache(measured_peak)
+"""Measured once in a process, whatever it trains."""
+
+
 class Records:
     """metrics.jsonl, evals.jsonl and other logs: written by rank 0."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.peak = measured_peak(run.device, run.dtype) * run.world.size
+        # Only who writes it measures it; the others wait for rank 0 at the files below.
+        self.peak = _peak(run.device, run.dtype) * run.world.size if run.world.first else math.nan
         self._sinks: list[Any] = []
         self.error: UserError | None = None
         """Why the last line could not be written: all ranks hear of it behind the next step."""

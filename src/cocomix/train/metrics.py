@@ -53,8 +53,9 @@ def measured_peak(device: torch.device, dtype: torch.dtype, size: int | None = N
 
     ``size``: of the matrices; None: what the kind of device needs to reach its peak.
     """
-    # A GPU is done with a small product before the next is launched, so there are many large ones between two looks.
-    size, products = (size or 8192, 20) if device.type == "cuda" else (size or 1024, 1)
+    # A GPU is done with a small product before the next is launched, so there are many large ones between two looks:
+    # milliseconds on a large card, a second on a small one.
+    size, products = (size or 4096, 20) if device.type == "cuda" else (size or 1024, 1)
     # Constants, not random numbers: training's random state must not notice that it was measured.
     a, b = (torch.full((size, size), 0.5, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")

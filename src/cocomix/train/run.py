@@ -214,6 +214,14 @@ class Run:
         steps = self.budget.expected_steps(self.counters)
         say(f"{self.folder}: {'finished at' if over else 'resuming at'} step {self.counters.step:,} of {steps:,}")
 
+    def _precision_before(self, recipe: dict[str, Any]) -> str | None:
+        """What a run of a version that did not record it computed in, as far as its recipe and device tell."""
+        path, said = self.folder / ENVIRONMENT, recipe.get("precision", "auto")
+        if said != "auto" or not path.is_file():
+            return None if said == "auto" else str(said)
+        device = read_json(path, "a run's environment").get("device")
+        return None if device is None else resolved_precision(said, device != "cpu")
+
     def _refuse_another(self, recipe: dict[str, Any]) -> None:
         difference = first_difference(recorded(recipe) if recipe else {}, self.settings.model_dump(mode="json"))
         if difference:
@@ -221,9 +229,7 @@ class Run:
                 f"run={self.folder} was started with another {difference}: choose another run folder or remove it"
             )
         known, now = read_json(self.folder / "run.json", "a run's description"), self.describe(False)
-        # A version before this one recorded none: what its recipe says, where that does not follow the device.
-        said = recipe.get("precision", "auto")
-        before = known.get("precision", None if said == "auto" else said)
+        before = known.get("precision") or self._precision_before(recipe)
         if before not in (None, now["precision"]):
             raise UserError(
                 f"run={self.folder} computed in {before} so far, precision={self.settings.precision} means "

@@ -229,7 +229,7 @@ class ReferenceSettings(Settings):
 FREE_ON_RESUME = frozenset(
     {"run", "resume", "tokens", "steps", "flops", "seconds", "micro_batches", "evaluations", "eval_documents",
      "checkpoint", "log_every", "logs", "device", "precision", "compile", "activation_checkpointing", "dist", "threads",
-     "data.verify"}
+     "data.verify", "data.online.force", "data.online.max_fvu"}
 )  # fmt: skip
 """Settings that a resumed run may change: they do not alter what a step computes (but the budget the schedule). What
 ``precision`` comes to on a device may not: a run compares that itself."""
