@@ -77,7 +77,7 @@ def test_a_teacher_that_is_the_student_has_nothing_to_teach():
     x, weight, targets, *_ = _case(1, 20, 8, 40, None)
     probs, tokens = (x @ weight.t()).softmax(-1).detach().topk(10)
     _, found, _ = head_losses(x, weight, targets, probs, tokens, (0.0, 1.0, 0.0))
-    assert float(found) == pytest.approx(0, abs=1e-9)
+    assert found.item() == pytest.approx(0, abs=1e-9)
     assert float(torch.autograd.grad(found, x)[0].abs().max()) < 1e-9
 
 
