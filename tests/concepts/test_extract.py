@@ -184,7 +184,7 @@ def nan_teacher(teacher_path: Path, tmp_path: Path) -> Path:
 
 
 def test_a_teacher_that_is_not_finite_gives_no_labels(own_data: Path, sae_path: Path, nan_teacher: Path) -> None:
-    with pytest.raises(UserError, match="was trained on other weights than teacher=.* has now"):
+    with pytest.raises(UserError, match="was trained on other weight files than teacher=.* has now"):
         extract(_settings(own_data, sae_path, teacher=str(nan_teacher)))
     with pytest.raises(UserError, match=r"activations or gradients are not finite at windows 0 … \d+ of train"):
         extract(_settings(own_data, sae_path, teacher=str(nan_teacher), force=True))

@@ -70,15 +70,16 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(Checkpoints, "finish", finish_and_die)
 
 
-# The dataset's train split has about 900 windows of 32: with 256 windows a step, step 4 begins the second epoch.
+# The dataset's train split has about 900 windows of 32: with 140 windows a step, step 7 ends in the second epoch.
 @pytest.mark.parametrize(
-    ("dies_at", "batch", "dropout"),
-    [(4, 4, 0.0), (4, 4, 0.1), (7, 256, 0.1)],
-    ids=["within-an-epoch", "with-dropout", "behind-its-end"],
+    ("dies_at", "batch", "dropout", "precision"),
+    [(4, 4, 0.0, "bf16"), (4, 4, 0.1, "fp32"), (7, 140, 0.1, "fp32")],
+    ids=["in-bf16", "with-dropout", "behind-its-end"],
 )
-def test_resumed_run_equals_straight_run(dataset, tmp_path, monkeypatch, dies_at, batch, dropout):
+def test_resumed_run_equals_straight_run(dataset, tmp_path, monkeypatch, dies_at, batch, dropout, precision):
     words = [f"batch_windows={batch}", f"model.backbone.resid_pdrop={dropout}", "checkpoint.number=10", "threads=2"]
-    if batch == 256:
+    words.append(f"precision={precision}")
+    if batch == 140:
         assert dies_at * batch > dataset.split("train").count(dataset.window) > batch
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     train(settings(dataset, straight, *words))
