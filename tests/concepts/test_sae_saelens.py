@@ -194,6 +194,7 @@ def test_an_sae_of_a_centred_model_reads_the_uncentred_stream(sae_lens: Any, tmp
         ({"normalize_activations": "constant_scalar_rescale"}, "'constant_scalar_rescale' is not supported"),
         ({"reshape_activations": "hook_z"}, "reads attention heads"),
         ({"hook_name": "blocks.3.hook_mlp_out"}, "reads blocks.3.hook_mlp_out, which is no block's output"),
+        ({"hook_name": "model.layers.3.mlp"}, "reads model.layers.3.mlp, which is no block's output"),
         ({"hook_name": "blocks.0.hook_resid_pre"}, "which is no block's output"),
         ({"d_sae": C + 1}, "W_enc is .* is due: the file or its configuration is wrong"),
         ({"architecture": "jumprelu"}, "lacks threshold"),

@@ -6,6 +6,7 @@ tensors tell most classes apart; AutoEncoderTopK and BatchTopKSAE have the same 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from cocomix.concepts.sae import SparseAutoencoder, Threshold, TopK, Weights
 from cocomix.concepts.sae_files import check_tensors, length, read_tensors, whole_number
-from cocomix.concepts.sae_saelens import ungated
+from cocomix.concepts.sae_saelens import block_of, no_block, ungated
 from cocomix.errors import UserError, near_name
 from cocomix.files import read_json, sha256_file
 
@@ -100,7 +101,7 @@ def load_dictionary_learning(path: Path) -> SparseAutoencoder:
     """The autoencoder in ``path``, with ``config.json`` beside where there is one; raises :class:`UserError` that
     names what does not fit."""
     state = read_tensors(path)
-    trainer = _trainer(path.parent / CONFIG)
+    trainer, buffer = (_part(path.parent / CONFIG, part) for part in ("trainer", "buffer"))
     name = _class(state, trainer, path)
     layout = CLASSES[name]
     sizes = {"C": length(state, layout.latent_bias, path), "D": length(state, layout.bias, path)}
@@ -118,7 +119,7 @@ def load_dictionary_learning(path: Path) -> SparseAutoencoder:
         activation,
         subtract_b_dec=layout.subtract,
         fingerprint=sha256_file(path),
-        block=_block(trainer),
+        block=_block(trainer, buffer, path.parent / CONFIG),
         stated_l0=float(_k(state, path)) if "k" in state and activation.k is None else None,
     )
 
@@ -129,8 +130,8 @@ def _gate(state: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     return ungated(W_enc.t(), r_mag, mag_bias, gate_bias)
 
 
-def _trainer(path: Path) -> dict[str, Any]:
-    found = read_json(path, "a dictionary_learning configuration").get("trainer") if path.is_file() else None
+def _part(path: Path, part: str) -> dict[str, Any]:
+    found = read_json(path, "a dictionary_learning configuration").get(part) if path.is_file() else None
     return found if isinstance(found, dict) else {}
 
 
@@ -154,8 +155,14 @@ def _class(state: dict[str, Any], trainer: dict[str, Any], path: Path) -> str:
     return likely[0]  # without a threshold it is of a time before BatchTopKSAE
 
 
-def _block(trainer: dict[str, Any]) -> int | None:
-    """Named only where the activations are said to be a residual stream's."""
-    if str(trainer.get("submodule_name", "")).startswith("resid_post") and isinstance(trainer.get("layer"), int):
+def _block(trainer: dict[str, Any], buffer: dict[str, Any], where: Path) -> int | None:
+    """Named only where the activations are said to be a residual stream's; raises :class:`UserError` where they are
+    said to be something else: a module's input, or a part of a block."""
+    name = str(trainer.get("submodule_name") or "")
+    if buffer.get("io") == "in":
+        raise no_block(f"the input of {name or 'a module'}", where)
+    if re.search(r"mlp|attn|attention|resid_(?:pre|mid)", name):
+        raise no_block(name, where)
+    if name.startswith("resid_post") and isinstance(trainer.get("layer"), int):
         return int(trainer["layer"])
-    return None
+    return block_of(name, where)

@@ -31,6 +31,9 @@ EXTRA: dict[str, set[str]] = {
 
 SCALED = "expected_average_only_in"
 
+LAYER = r"(?:^|\.)(?:h|layers?|blocks)\.(\d+)"
+"""A block in a module's name; what follows it is a part of the block."""
+
 
 def load_saelens(path: Path) -> SparseAutoencoder:
     """The autoencoder whose weights are ``path``, with ``cfg.json`` beside."""
@@ -132,11 +135,16 @@ def block_of(hook: str | None, where: object) -> int | None:
         block = int(found[1]) - (found[2] == "pre")  # what a block reads is the output of the one before
         if block >= 0:
             return block
-    elif found := re.search(r"(?:^|\.)(?:h|layers|blocks)\.(\d+)$", hook):
+    elif found := re.search(rf"{LAYER}(?:\.output)?$", hook):
         return int(found[1])
-    elif "hook_" not in hook:
+    elif not re.search(rf"hook_|{LAYER}\.|(?:^|\.)(?:embed_tokens|embed_in|wte)$", hook):
         return None
-    raise UserError(
+    raise no_block(hook, where)
+
+
+def no_block(hook: str, where: object) -> UserError:
+    """What to say of an autoencoder on ``hook``, which is no block's output."""
+    return UserError(
         f"{where}: it reads {hook}, which is no block's output: use an SAE on hook_resid_post (or hook_resid_pre of a "
         "later block)"
     )
