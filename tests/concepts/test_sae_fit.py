@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from cocomix.cli import main
 from cocomix.concepts.extract import extract
-from cocomix.concepts.pair import Fit, refuse_bad_fit
+from cocomix.concepts.pair import Fit, measure_fit, refuse_bad_fit
 from cocomix.concepts.sae import SparseAutoencoder, Threshold, TopK, Weights
 from cocomix.concepts.sae_saelens import SAELENS_WEIGHTS
 from cocomix.concepts.settings import ExtractSettings
@@ -42,17 +43,44 @@ def _sae(activation: TopK | Threshold, stated_l0: float | None = None) -> Sparse
 )
 def test_an_l0_that_is_off_is_told(sae: SparseAutoencoder, l0: float, sentence: str | None) -> None:
     if sentence is None:
-        refuse_bad_fit(Fit(l0, 0.1), sae, "sae", 0.5)
+        refuse_bad_fit(Fit(l0, 0.1, 0.1), sae, "sae", 0.5)
         return
     with pytest.raises(UserError, match=sentence) as error:
-        refuse_bad_fit(Fit(l0, 0.1), sae, "sae", 0.5)
+        refuse_bad_fit(Fit(l0, 0.1, 0.1), sae, "sae", 0.5)
     assert "force=true" in str(error.value)
 
 
 @pytest.mark.parametrize("fvu", [0.51, float("nan")])
 def test_too_much_unexplained_is_told(fvu: float) -> None:
     with pytest.raises(UserError, match=r"of the variance of this block unexplained \(max_fvu=0.5\)"):
-        refuse_bad_fit(Fit(8, fvu), _sae(TopK(8)), "sae", 0.5)
+        refuse_bad_fit(Fit(8, 0.1, fvu), _sae(TopK(8)), "sae", 0.5)
+
+
+def _planes(*directions: int) -> SparseAutoencoder:
+    """Explains the given ones of 32 directions and nothing else."""
+    atoms = torch.eye(32)[list(directions)]
+    return SparseAutoencoder(
+        Weights(atoms.T.contiguous(), torch.zeros(len(atoms)), atoms, torch.zeros(32)), TopK(len(atoms))
+    )
+
+
+def test_massive_activations_of_first_tokens_neither_save_an_sae_nor_condemn_it() -> None:
+    """In direction 0, as the first token of each window has them; ordinary text lies in the others."""
+    x = torch.rand(4, 64, 32, generator=torch.Generator().manual_seed(0))
+    x[..., 0], x[:, 0] = 0, 1000 * torch.eye(32)[0]
+    blind, good = (measure_fit(sae, x.flatten(0, 1)) for sae in (_planes(0), _planes(*range(1, 32))))
+    assert blind.fvu < 0.01 < 0.9 < blind.robust_fvu
+    assert good.robust_fvu < 0.01 < 0.9 < good.fvu
+    with pytest.raises(UserError, match="of the variance of this block unexplained .*tokens of massive norm left out"):
+        refuse_bad_fit(blind, _planes(0), "sae", 0.5)
+    refuse_bad_fit(good, _planes(*range(1, 32)), "sae", 0.5)
+
+
+def test_without_massive_activations_the_robust_figure_is_the_plain_one() -> None:
+    x = torch.rand(64, 32, generator=torch.Generator().manual_seed(0))
+    fit = measure_fit(_planes(*range(8)), x)
+    assert fit.robust_fvu == fit.fvu
+    assert math.isnan(measure_fit(_planes(0), x * math.nan).robust_fvu)
 
 
 def _changed(sae: Path, to: Path, **config: Any) -> Path:
@@ -110,4 +138,6 @@ def test_sae_check_tells_that_a_threshold_decides(
     relu = _changed(sae_path, tmp_path / "relu", architecture="standard")
     assert main(["sae", "check", str(relu), f"data={dataset.folder}", "tokens=320"]) == 0
     assert "decided by a threshold" in capsys.readouterr().out
-    assert json.loads((relu / "check.json").read_text())["k"] is None
+    told = json.loads((relu / "check.json").read_text())
+    assert told["k"] is None
+    assert told["robust_fvu"] == pytest.approx(told["fvu"])

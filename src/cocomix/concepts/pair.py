@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cocomix.concepts.labels import Labels
@@ -52,6 +52,9 @@ class Fit(NamedTuple):
     """Latents above zero, mean over tokens."""
     fvu: float
     """Fraction of variance unexplained, Σ‖x − x̂‖² / Σ‖x − mean(x)‖²."""
+    robust_fvu: float
+    """The same without tokens of massive activations (:func:`ordinary`), mean included: of them alone a direction
+    that most blocks share can explain nearly all."""
 
 
 def named(settings: PairSettings) -> Names:
@@ -123,13 +126,25 @@ def load_pair_of(
     return pair
 
 
+def ordinary(norms: Float[Tensor, " N"]) -> Bool[Tensor, " N"]:
+    """Tokens whose norm is at most ten times the median: not the attention sinks (arXiv 2402.17762)."""
+    return norms <= 10 * norms.median()
+
+
 def measure_fit(sae: SparseAutoencoder, x: Float[Tensor, "N D"]) -> Fit:
     """L0 and FVU on activations."""
     x = x.float()
     values, indices = sae.encode(x)
-    error = (sae.decode(values, indices, x) - x).double().square().sum()
-    variance = (x - x.mean(0)).double().square().sum().clamp(min=1e-30)
-    return Fit(float((values > 0).sum() / len(x)), float(error / variance))
+    error = (sae.decode(values, indices, x) - x).double().square().sum(-1)
+    kept = ordinary(x.norm(dim=-1))
+    if not kept.any():  # norms that are no numbers
+        kept = torch.ones_like(kept)
+    l0 = float((values > 0).sum() / len(x))
+    return Fit(l0, _fvu(error, x), _fvu(error[kept], x[kept]))
+
+
+def _fvu(error: Float[Tensor, " N"], x: Float[Tensor, "N D"]) -> float:
+    return float(error.sum() / (x - x.mean(0)).double().square().sum().clamp(min=1e-30))
 
 
 def check_fit(teacher: Teacher, sae: SparseAutoencoder, dataset: Dataset, window: int, windows: int, batch: int) -> Fit:
@@ -160,16 +175,17 @@ def refuse_other_teacher(teacher: Teacher, folder: str) -> None:
 def refuse_bad_fit(fit: Fit, sae: SparseAutoencoder, folder: str | Path, max_fvu: float) -> None:
     """Raises :class:`UserError` when an SAE is sick here: wrong block, teacher, activation, normalisation show so.
 
-    - FVU above ``max_fvu``.
+    - Robust FVU above ``max_fvu``.
     - TopK: L0 below half of k (it cannot be above).
     - A threshold decides, and the files state an L0: L0 below half of it or above its double.
     - A threshold decides, and nothing is stated: L0 below 1, or above half of the hidden size D (more numbers than
       that are no sparse description of D numbers).
     """
     mend = "check teacher=, block= and the SAE with 'cocomix sae check', or extract all the same with force=true"
-    if not fit.fvu <= max_fvu:
+    if not fit.robust_fvu <= max_fvu:
         raise UserError(
-            f"sae={folder} leaves {fit.fvu:.0%} of the variance of this block unexplained (max_fvu={max_fvu}): {mend}"
+            f"sae={folder} leaves {fit.robust_fvu:.0%} of the variance of this block unexplained "
+            f"(max_fvu={max_fvu}), tokens of massive norm left out: {mend}"
         )
     if sae.k is not None:
         if fit.l0 < sae.k / 2:
