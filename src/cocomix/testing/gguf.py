@@ -27,7 +27,8 @@ TENSORS = {
 def tiny_gguf(file: Path, llama: Path, quantised: str = "Q8_0", scaling: float | None = None) -> Path:
     """Writes a Llama (the folder of a :func:`cocomix.testing.teachers.tiny_teacher`) and its tokenizer as ``file``.
 
-    Matrices are stored in the GGUF type ``quantised``, vectors in float32. ``scaling``: a factor of rotary positions to state.
+    Matrices are stored in the GGUF type ``quantised``, vectors in float32. ``scaling``: a factor of rotary positions
+    to state.
     """
     import gguf
     from safetensors.numpy import load_file
