@@ -273,6 +273,22 @@ def test_dictionary_learnings_classes_are_told_apart_without_a_configuration(mak
             assert torch.equal(load_sae(made.path.parent).reconstruct(NOISE), due)
 
 
+def test_a_k_that_only_the_configuration_has_is_taken_from_there(make: Callable[[str], Made]) -> None:
+    """As files were before k was a tensor; two that differ are told."""
+    made = make("AutoEncoderTopK")
+    config, state = made.folder / "config.json", torch.load(made.path, weights_only=True)
+    told = json.loads(config.read_text())
+    config.write_text(json.dumps({**told, "trainer": {**told["trainer"], "k": 2}}))
+    with pytest.raises(UserError, match="has k=3, its config.json k=2: one of them is wrong"):
+        load_sae(made.folder)
+    del state["k"]
+    torch.save(state, made.path)
+    assert load_sae(made.folder).k == 2
+    config.write_text(json.dumps(told))
+    with pytest.raises(UserError, match="lacks k, and no config.json beside it says it"):
+        load_sae(made.folder)
+
+
 def test_a_batch_topk_without_an_estimated_threshold_is_told(make: Callable[[str], Made]) -> None:
     made = make("BatchTopKSAE")
     state = torch.load(made.path, weights_only=True)

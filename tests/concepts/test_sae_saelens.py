@@ -317,6 +317,15 @@ def test_unknown_releases_and_ids_are_told_with_near_ones(hub: Callable[[str, st
         load_sae("saelens:gpt2-small-resid-post-v5-32k/blocks.55.hook_resid_post")
 
 
+def test_a_listed_repository_wants_the_name_of_its_release() -> None:
+    """SAELens knows of it what its files do not say: that its model was centred."""
+    with pytest.raises(
+        UserError, match=r"lists jbloom/GPT2-Small-SAEs-Reformatted as gpt2-small-res-jb.*: give sae="
+    ) as e:
+        load_sae("saelens:jbloom/GPT2-Small-SAEs-Reformatted/blocks.8.hook_resid_pre")
+    assert "saelens:gpt2-small-res-jb/blocks.8.hook_resid_pre," in str(e.value)
+
+
 def test_a_release_of_an_unsupported_kind_is_told(hub: Callable[[str, str], Path]) -> None:
     folder = hub("someone/saes", "deep")
     tensors = {**BASIC, "b_dec_out": P.b_dec}

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from cocomix.concepts.sae import SparseAutoencoder, Threshold, TopK, Weights
@@ -43,7 +44,19 @@ class Layout(NamedTuple):
 def _k(state: dict[str, Any], path: Path) -> int:
     if isinstance(state.get("k"), Tensor) and state["k"].numel() == 1:
         return whole_number({"k": state["k"].item()}, "k", path)
-    raise UserError(f"{path} lacks k: save it again, or download it again")
+    raise UserError(f"{path} lacks k, and no {CONFIG} beside it says it: save it again, or download both again")
+
+
+def _stated_k(state: dict[str, Any], trainer: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """The configuration's k, as a state dict of later versions holds it."""
+    if "k" not in trainer:
+        return {}
+    k = whole_number(trainer, "k", path.parent / CONFIG)
+    if "k" in state and _k(state, path) != k:
+        raise UserError(
+            f"{path} has k={_k(state, path)}, its {CONFIG} k={k}: one of them is wrong, download both again"
+        )
+    return {"k": torch.tensor(k)}
 
 
 def _topk(state: dict[str, Any], path: Path) -> TopK | Threshold:
@@ -104,6 +117,7 @@ def load_dictionary_learning(path: Path) -> SparseAutoencoder:
     trainer, buffer = (_part(path.parent / CONFIG, part) for part in ("trainer", "buffer"))
     name = _class(state, trainer, path)
     layout = CLASSES[name]
+    state |= _stated_k(state, trainer, path) if "k" in layout.plain else {}
     sizes = {"C": length(state, layout.latent_bias, path), "D": length(state, layout.bias, path)}
     wanted = {tensor: tuple(sizes[d] for d in dims) for tensor, dims in layout.shapes.items()}
     check_tensors(state, wanted, path, ignored=layout.plain)
