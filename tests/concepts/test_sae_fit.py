@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 
 from cocomix.cli import main
 from cocomix.concepts.extract import extract
-from cocomix.concepts.pair import Fit, measure_fit, refuse_bad_fit
-from cocomix.concepts.sae import SparseAutoencoder, Threshold, TopK, Weights
+from cocomix.concepts.pair import Fit, differences, measure_fit, refuse_bad_fit
+from cocomix.concepts.sae import SparseAutoencoder, Text, Threshold, TopK, Weights
 from cocomix.concepts.sae_saelens import SAELENS_WEIGHTS
 from cocomix.concepts.settings import ExtractSettings
 from cocomix.data.dataset import Dataset
@@ -81,6 +82,46 @@ def test_without_massive_activations_the_robust_figure_is_the_plain_one() -> Non
     fit = measure_fit(_planes(*range(8)), x)
     assert fit.robust_fvu == fit.fvu
     assert math.isnan(measure_fit(_planes(0), x * math.nan).robust_fvu)
+
+
+@pytest.mark.parametrize(
+    ("text", "window", "due"),
+    [
+        (Text(), 16, []),
+        (Text(prepend_bos=True), 16, [r"begin with <s>, and windows have none"]),
+        (Text(prepend_bos=False, context_size=16), 16, []),
+        (Text(context_size=15), 16, ["trained on contexts of 15 tokens, windows have 16"]),
+    ],
+)
+def test_what_windows_lack_of_an_saes_text_is_told(dataset: Dataset, text: Text, window: int, due: list[str]) -> None:
+    sae, tokenizer = _planes(0), dataset.tokenizer()
+    sae.text = text
+    others = [line for line in due if "<s>" not in line]
+    found = differences(sae, tokenizer, window)  # its beginning of a text is its end of one
+    assert len(found) == len(others)
+    assert all(line in told for line, told in zip(others, found, strict=True))
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    found = differences(sae, tokenizer, window)
+    assert len(found) == len(due)
+    assert all(line in told for line, told in zip(due, found, strict=True))
+
+
+def test_a_tokenizer_that_begins_texts_by_itself_is_told_where_an_sae_says_nothing(dataset: Dataset) -> None:
+    tokenizer = dataset.tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    (line,) = differences(_planes(0), tokenizer, 16)
+    assert "begin with <s>, and windows have none" in line
+
+
+def test_an_sae_of_shorter_contexts_is_told_once_on_loading(
+    own_data: Path, sae_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = _changed(sae_path, tmp_path / "short", metadata={"context_size": 3})
+    assert main(["sae", "check", str(short), f"data={own_data}", "tokens=320"]) == 0
+    assert capsys.readouterr().err.count("trained on contexts of 3 tokens, windows have") == 1
 
 
 def _changed(sae: Path, to: Path, **config: Any) -> Path:

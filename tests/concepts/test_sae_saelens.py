@@ -220,6 +220,16 @@ def test_every_format_converts_to_what_saelens_reads_the_same(name: str, sae_len
     assert (again.k, again.block) == (load_sae(made.folder).k, load_sae(made.folder).block)
 
 
+def test_converting_keeps_what_files_say_of_l0_model_and_text(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    batch = make_format("BatchTopKSAE", tmp_path / "source").folder
+    write(tmp_path / "v5", BASIC, V5)
+    for source, l0, text in ((batch, 3.0, ("tiny", None, 8)), (tmp_path / "v5", None, ("gpt2", True, 128))):
+        assert main(["sae", "convert", str(source), str(source.with_suffix(".out"))]) == 0
+        for sae in (load_sae(source), load_sae(source.with_suffix(".out"))):
+            assert (sae.stated_l0, tuple(sae.text)) == (l0, text)
+
+
 def test_converting_keeps_the_facts_and_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
     write_sae(source, *BASIC.values(), k=3, normalize_activations="layer_norm")

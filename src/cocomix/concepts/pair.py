@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from cocomix.concepts.teacher_files import training_record
 from cocomix.data.dataset import Dataset
 from cocomix.devices import pick_device
 from cocomix.errors import UserError
+from cocomix.progress import say
 
 
 @runtime_checkable
@@ -94,7 +95,25 @@ def load_pair(settings: PairSettings, names: Names, dataset: Dataset, window: in
             f"block={names.block}: the files of {settings.sae} say that it was trained on the output of block "
             f"{sae.block}: give block={sae.block}"
         )
+    for line in differences(sae, dataset.tokenizer(), window):
+        say(f"note: sae={settings.sae} {line}")
     return teacher, sae
+
+
+def differences(sae: SparseAutoencoder, tokenizer: Any, window: int) -> list[str]:
+    """In what windows differ from the text that an autoencoder was trained on, as far as its files say."""
+    found = []
+    bos, prepended = tokenizer.bos_token_id, sae.text.prepend_bos
+    if bos is not None and bos != tokenizer.eos_token_id:
+        if prepended is None:
+            prepended = bos in tokenizer("a").input_ids[:1]
+        if prepended:
+            found.append(
+                f"and its teacher are used to texts that begin with {tokenizer.bos_token}, and windows have none"
+            )
+    if sae.text.context_size is not None and window > sae.text.context_size:
+        found.append(f"was trained on contexts of {sae.text.context_size} tokens, windows have {window}")
+    return found
 
 
 def load_pair_of(

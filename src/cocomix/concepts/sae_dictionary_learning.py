@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cocomix.concepts.sae import SparseAutoencoder, Threshold, TopK, Weights
+from cocomix.concepts.sae import SparseAutoencoder, Text, Threshold, TopK, Weights
 from cocomix.concepts.sae_files import check_tensors, length, read_tensors, whole_number
-from cocomix.concepts.sae_saelens import block_of, no_block, ungated
+from cocomix.concepts.sae_saelens import block_of, no_block, of_kind, ungated
 from cocomix.errors import UserError, near_name
 from cocomix.files import read_json, sha256_file
 
@@ -134,6 +134,7 @@ def load_dictionary_learning(path: Path) -> SparseAutoencoder:
         subtract_b_dec=layout.subtract,
         fingerprint=sha256_file(path),
         block=_block(trainer, buffer, path.parent / CONFIG),
+        text=Text(of_kind(str, trainer, "lm_name"), context_size=of_kind(int, buffer, "ctx_len")),
         stated_l0=float(_k(state, path)) if "k" in state and activation.k is None else None,
     )
 
