@@ -15,13 +15,13 @@ from tokenizers.processors import TemplateProcessing
 
 from cocomix.cli import main
 from cocomix.concepts.extract import extract
-from cocomix.concepts.pair import Fit, differences, measure_fit, refuse_bad_fit
+from cocomix.concepts.pair import Fit, Names, differences, load_pair, measure_fit, refuse_bad_fit
 from cocomix.concepts.sae import SparseAutoencoder, Text, Threshold, TopK, Weights
 from cocomix.concepts.sae_saelens import SAELENS_WEIGHTS
 from cocomix.concepts.settings import ExtractSettings
 from cocomix.data.dataset import Dataset
 from cocomix.errors import UserError
-from cocomix.testing.teachers import write_sae
+from cocomix.testing.teachers import tiny_teacher, write_sae
 
 
 def _sae(activation: TopK | Threshold, stated_l0: float | None = None) -> SparseAutoencoder:
@@ -171,6 +171,20 @@ def test_the_block_that_the_files_name_must_be_the_one_that_is_asked_for(
     with pytest.raises(UserError, match="block=2: .* trained on the output of block 1: give block=1"):
         extract(ExtractSettings(**settings, block=2))
     extract(ExtractSettings(**settings, block=1, train_windows=4))
+
+
+@pytest.mark.parametrize(("family", "due"), [("gpt2", "centre"), ("llama", "none")])
+def test_a_model_with_rms_norms_was_never_centred(
+    family: str, due: str, dataset: Dataset, sae_path: Path, tmp_path: Path
+) -> None:
+    teacher = tiny_teacher(tmp_path / family, dataset, family, steps=1)
+    centred = {
+        "model_from_pretrained_kwargs": {"center_writing_weights": True},
+        "hook_name": "blocks.1.hook_resid_post",
+    }
+    sae = _changed(sae_path, tmp_path / "sae", metadata=centred)
+    settings = ExtractSettings(data=str(dataset.folder), sae=str(sae), teacher=str(teacher), block=1)
+    assert load_pair(settings, Names(str(teacher), 1), dataset, 16)[1].normalise == due
 
 
 def test_sae_check_tells_that_a_threshold_decides(

@@ -222,6 +222,13 @@ def test_a_bidirectional_model_is_refused(dataset: Dataset, teacher_path: Path, 
         _load(tmp_path, dataset)
 
 
+def test_the_method_of_quantised_safetensors_is_known(teacher_path: Path, tmp_path: Path) -> None:
+    assert find_teacher(str(teacher_path)).quantisation() is None
+    shutil.copy(teacher_path / "model.safetensors", tmp_path)
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "fp8"}}')
+    assert find_teacher(str(tmp_path)).quantisation() == "fp8"
+
+
 def test_precision_follows_the_device() -> None:
     assert pick_dtype("auto", CPU) == "float32"
     assert pick_dtype("auto", torch.device("cuda")) == "bfloat16"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from cocomix.concepts.labels import Labels
 from cocomix.concepts.load_sae import check_folder, load_sae
@@ -95,9 +95,17 @@ def load_pair(settings: PairSettings, names: Names, dataset: Dataset, window: in
             f"block={names.block}: the files of {settings.sae} say that it was trained on the output of block "
             f"{sae.block}: give block={sae.block}"
         )
+    if sae.normalise == "centre" and has_rms_norms(teacher):
+        sae.normalise = "none"  # TransformerLens centres no such model, whatever it was asked for
     for line in differences(sae, dataset.tokenizer(), window):
         say(f"note: sae={settings.sae} {line}")
     return teacher, sae
+
+
+def has_rms_norms(teacher: Teacher) -> bool:
+    """Whether the blocks' norms keep the mean, so that centred weights would make another model."""
+    modules = list(teacher.blocks.modules())
+    return not any(isinstance(m, nn.LayerNorm) for m in modules) and any("RMSNorm" in type(m).__name__ for m in modules)
 
 
 def differences(sae: SparseAutoencoder, tokenizer: Any, window: int) -> list[str]:

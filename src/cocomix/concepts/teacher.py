@@ -64,14 +64,15 @@ class Teacher:
         block: int,
         name: str = "",
         fingerprint: str = "",
-        quantisation: dict[str, float] | None = None,
+        quantisation: dict[str, float] | str | None = None,
     ) -> None:
         self.model: Any = model.eval().requires_grad_(False)
         self.name = name
         self.fingerprint = fingerprint
         """Hash over the weights' files."""
         self.quantisation = quantisation
-        """Share of the parameters in each type of the GGUF file they came from; None: not quantised."""
+        """Share of the parameters in each type of the GGUF file they came from, or the method by which safetensors are
+        quantised; None: not quantised."""
         self.config: Any = self.model.config.get_text_config()
         if getattr(self.config, "attn_logit_softcapping", None) and self.config._attn_implementation == "sdpa":
             # SDPA knows no cap on scores: transformers 5.17 chooses it for Gemma 2 and leaves the cap out in silence.
