@@ -229,6 +229,11 @@ def test_an_empty_or_foreign_folder_is_told_with_what_is_read(tmp_path: Path) ->
         ("llama scope", "hyperparams.json", {"hook_point_in": "blocks.2.hook_mlp_out",
                                              "hook_point_out": "blocks.2.hook_mlp_out"}, "no block's output"),
         ("gemma scope 2", "config.json", {"hf_hook_point_out": "y"}, "between modules"),
+        ("gemma scope 2", "config.json", {"hf_hook_point_in": "model.layers.3.post_feedforward_layernorm.output"},
+         "reads model.layers.3.post_feedforward_layernorm.output, which is no block's output"),
+        ("AutoEncoder", "config.json", {"trainer": {"layer": 3, "submodule_name": "mlp_out_layer_3"}},
+         "reads mlp_out_layer_3, which is no block's output"),
+        ("AutoEncoder", "config.json", {"buffer": {"io": "in"}}, "the input of resid_post_layer_2, which is no block"),
         ("AutoEncoder", "config.json", {"trainer": {"dict_class": "AutoEncodr"}}, "did you mean 'AutoEncoder"),
     ],
 )  # fmt: skip
@@ -268,6 +273,22 @@ def test_dictionary_learnings_classes_are_told_apart_without_a_configuration(mak
             assert torch.equal(load_sae(made.path.parent).reconstruct(NOISE), due)
 
 
+def test_a_k_that_only_the_configuration_has_is_taken_from_there(make: Callable[[str], Made]) -> None:
+    """As files were before k was a tensor; two that differ are told."""
+    made = make("AutoEncoderTopK")
+    config, state = made.folder / "config.json", torch.load(made.path, weights_only=True)
+    told = json.loads(config.read_text())
+    config.write_text(json.dumps({**told, "trainer": {**told["trainer"], "k": 2}}))
+    with pytest.raises(UserError, match="has k=3, its config.json k=2: one of them is wrong"):
+        load_sae(made.folder)
+    del state["k"]
+    torch.save(state, made.path)
+    assert load_sae(made.folder).k == 2
+    config.write_text(json.dumps(told))
+    with pytest.raises(UserError, match="lacks k, and no config.json beside it says it"):
+        load_sae(made.folder)
+
+
 def test_a_batch_topk_without_an_estimated_threshold_is_told(make: Callable[[str], Made]) -> None:
     made = make("BatchTopKSAE")
     state = torch.load(made.path, weights_only=True)
@@ -303,8 +324,10 @@ def test_block_and_l0_are_read_where_files_or_their_places_name_them(
         sae = load_sae(make(name).folder)
         assert (sae.block, sae.stated_l0) == (block, l0)
     for name, place, block, l0 in (("gemma scope", "layer_12/width_16k/average_l0_82", 12, 82.0),
+                                   ("gemma scope", "layer_3/mine/layer_12/width_16k", 12, None),
+                                   ("gemma scope 2", "resid_post/layer_17_width_16k_l0_big", 2, None),
                                    ("sparsify", "layers.10", 10, None),
-                                   ("sparsify", "layers.10.mlp", None, None)):  # fmt: skip
+                                   ("sparsify", "mine", None, None)):  # fmt: skip
         folder = tmp_path / "release" / place
         folder.mkdir(parents=True)
         make_format(name, folder)
@@ -312,9 +335,48 @@ def test_block_and_l0_are_read_where_files_or_their_places_name_them(
         assert (sae.block, sae.stated_l0) == (block, l0)
 
 
-def test_embedding_autoencoders_of_gemma_scope_are_told(tmp_path: Path) -> None:
-    folder = tmp_path / "embedding" / "width_4k"
+@pytest.mark.parametrize(
+    "place",
+    ["embedding/width_4k", "models--google--gemma-scope-2b-pt-mlp/snapshots/0/layer_3/width_16k/average_l0_9",
+     "gemma-scope-2b-pt-att/layer_3/width_16k", "gemma-scope-2b-pt-transcoders/layer_3",
+     "mlp_out_all/layer_3_width_16k"],
+)  # fmt: skip
+def test_autoencoders_of_gemma_scope_that_are_on_no_blocks_output_are_told(place: str, tmp_path: Path) -> None:
+    folder = tmp_path / place
     folder.mkdir(parents=True)
     make_format("gemma scope", folder)
     with pytest.raises(UserError, match="on embeddings or between modules"):
         load_sae(folder)
+
+
+@pytest.mark.parametrize("out", [None, "model.layers.2.output"])
+def test_a_gemma_scope_that_writes_where_it_reads_is_no_transcoder(
+    out: str | None, make: Callable[[str], Made]
+) -> None:
+    folder = make("gemma scope 2").folder
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hf_hook_point_out": out}))
+    assert load_sae(folder).block == 2
+
+
+def test_gemma_scope_is_known_by_its_folders_in_the_hubs_cache_too(tmp_path: Path) -> None:
+    """There files are links into a folder of blobs, which has no such names."""
+    (tmp_path / "blobs").mkdir()
+    made = make_format("gemma scope", tmp_path / "blobs")
+    folder = tmp_path / "snapshots" / "0" / "layer_12" / "width_16k" / "average_l0_82"
+    other = tmp_path / "snapshots" / "0" / "embedding" / "width_4k" / "average_l0_6"
+    for place in (folder, other):
+        place.mkdir(parents=True)
+        (place / made.path.name).symlink_to(made.path)
+    sae = load_sae(folder)
+    assert (sae.block, sae.stated_l0) == (12, 82.0)
+    with pytest.raises(UserError, match="on embeddings or between modules"):
+        load_sae(other)
+
+
+@pytest.mark.parametrize("module", ["layers.10.mlp", "model.layers.3.self_attn.o_proj", "embed_tokens"])
+def test_a_folder_of_sparsifys_that_names_a_part_of_a_block_is_told(module: str, tmp_path: Path) -> None:
+    (tmp_path / module).mkdir()
+    make_format("sparsify", tmp_path / module)
+    with pytest.raises(UserError, match=f"reads {module}, which is no block's output"):
+        load_sae(tmp_path / module)

@@ -194,6 +194,7 @@ def test_an_sae_of_a_centred_model_reads_the_uncentred_stream(sae_lens: Any, tmp
         ({"normalize_activations": "constant_scalar_rescale"}, "'constant_scalar_rescale' is not supported"),
         ({"reshape_activations": "hook_z"}, "reads attention heads"),
         ({"hook_name": "blocks.3.hook_mlp_out"}, "reads blocks.3.hook_mlp_out, which is no block's output"),
+        ({"hook_name": "model.layers.3.mlp"}, "reads model.layers.3.mlp, which is no block's output"),
         ({"hook_name": "blocks.0.hook_resid_pre"}, "which is no block's output"),
         ({"d_sae": C + 1}, "W_enc is .* is due: the file or its configuration is wrong"),
         ({"architecture": "jumprelu"}, "lacks threshold"),
@@ -217,6 +218,16 @@ def test_every_format_converts_to_what_saelens_reads_the_same(name: str, sae_len
     torch.testing.assert_close(load_sae(out).reconstruct(X), due, atol=1e-5, rtol=1e-5)
     again = load_sae(out)
     assert (again.k, again.block) == (load_sae(made.folder).k, load_sae(made.folder).block)
+
+
+def test_converting_keeps_what_files_say_of_l0_model_and_text(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    batch = make_format("BatchTopKSAE", tmp_path / "source").folder
+    write(tmp_path / "v5", BASIC, V5)
+    for source, l0, text in ((batch, 3.0, ("tiny", None, 8)), (tmp_path / "v5", None, ("gpt2", True, 128))):
+        assert main(["sae", "convert", str(source), str(source.with_suffix(".out"))]) == 0
+        for sae in (load_sae(source), load_sae(source.with_suffix(".out"))):
+            assert (sae.stated_l0, tuple(sae.text)) == (l0, text)
 
 
 def test_converting_keeps_the_facts_and_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -314,6 +325,15 @@ def test_unknown_releases_and_ids_are_told_with_near_ones(hub: Callable[[str, st
         load_sae("saelens:gemma-scope-2b-pt-res-canonicl/layer_20/width_16k/canonical")
     with pytest.raises(UserError, match=r"has no SAE 'blocks.55.hook_resid_post' \(did you mean 'blocks.5"):
         load_sae("saelens:gpt2-small-resid-post-v5-32k/blocks.55.hook_resid_post")
+
+
+def test_a_listed_repository_wants_the_name_of_its_release() -> None:
+    """SAELens knows of it what its files do not say: that its model was centred."""
+    with pytest.raises(
+        UserError, match=r"lists jbloom/GPT2-Small-SAEs-Reformatted as gpt2-small-res-jb.*: give sae="
+    ) as e:
+        load_sae("saelens:jbloom/GPT2-Small-SAEs-Reformatted/blocks.8.hook_resid_pre")
+    assert "saelens:gpt2-small-res-jb/blocks.8.hook_resid_pre," in str(e.value)
 
 
 def test_a_release_of_an_unsupported_kind_is_told(hub: Callable[[str, str], Path]) -> None:

@@ -207,6 +207,28 @@ def test_missing_weights_are_refused_rather_than_drawn(dataset: Dataset, teacher
         _load(tmp_path, dataset)
 
 
+def test_a_bidirectional_model_is_refused(dataset: Dataset, teacher_path: Path, tmp_path: Path) -> None:
+    """transformers takes an encoder for a causal model and only logs that it should be a decoder."""
+    sizes = {"vocab_size": dataset.vocab_size, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+             "num_attention_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.5}  # fmt: skip
+    for file in teacher_path.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / file.name)
+    for decoder in (True, False):
+        config = AutoConfig.for_model("roberta", **sizes, is_decoder=decoder)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+        if decoder:
+            assert _load(tmp_path, dataset).width == 16
+    with pytest.raises(UserError, match=r"\(roberta\) is no causal model: its tokens see those behind them"):
+        _load(tmp_path, dataset)
+
+
+def test_the_method_of_quantised_safetensors_is_known(teacher_path: Path, tmp_path: Path) -> None:
+    assert find_teacher(str(teacher_path)).quantisation() is None
+    shutil.copy(teacher_path / "model.safetensors", tmp_path)
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "fp8"}}')
+    assert find_teacher(str(tmp_path)).quantisation() == "fp8"
+
+
 def test_precision_follows_the_device() -> None:
     assert pick_dtype("auto", CPU) == "float32"
     assert pick_dtype("auto", torch.device("cuda")) == "bfloat16"

@@ -143,6 +143,19 @@ def test_several_files_in_a_folder_want_a_choice(folder: Path, own: Dataset, tmp
     assert load_teacher(str(tmp_path / "b.gguf"), 1, own, 32, CPU, "float32").quantisation is not None
 
 
+def test_scaled_rotary_positions_are_told_where_they_would_be_dropped(
+    original: Path, own: Dataset, tmp_path: Path
+) -> None:
+    """The tokenizer of such a file may be used all the same."""
+    from cocomix.testing.gguf import tiny_gguf
+
+    file = tiny_gguf(tmp_path / "scaled.gguf", original, scaling=8.0)
+    with pytest.raises(UserError, match=r"\(llama.rope.scaling.factor=8\), which transformers drops.* of safetensors"):
+        load_teacher(str(file), 1, own, 32, CPU, "float32")
+    assert len(load_tokenizer(str(file))) == own.vocab_size
+    assert quantisation(tiny_gguf(tmp_path / "plain.gguf", original, scaling=1.0))
+
+
 @pytest.mark.parametrize("name", ["nowhere.gguf", "./nowhere.gguf"])
 def test_a_file_that_is_not_there_is_told(name: str, own: Dataset) -> None:
     with pytest.raises(UserError, match=f"teacher={name}: there is no such folder"):

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from cocomix.model.modeling import CoCoMixForCausalLM
@@ -50,6 +54,15 @@ def test_with_concepts_it_starts_far_nearer_than_the_reference_mixing(plain, mix
     near = CoCoMixForCausalLM.from_backbone(plain[1], **concepts, **mixing).eval()
     bare = CoCoMixForCausalLM.from_backbone(plain[1], **concepts, mixing="insert").eval()
     assert divergence(plain[0], near) < 0.5 * divergence(plain[0], bare)
+
+
+def test_missing_weights_are_refused_rather_than_drawn(plain):
+    file = Path(plain[1]) / "model.safetensors"
+    weights = load_file(file)
+    lost = sorted(name for name in weights if name.endswith("weight") and ".1." in name)[0]
+    save_file({name: weight for name, weight in weights.items() if name != lost}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"from_backbone=.* lacks weights \({re.escape(lost)} …\)"):
+        CoCoMixForCausalLM.from_backbone(plain[1], mixer="none")
 
 
 def test_settings_for_loading_are_passed_on(plain):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from cocomix.config import load_settings
 from cocomix.data.batches import sample_batch
@@ -173,6 +173,13 @@ def test_a_folder_that_holds_no_model_is_refused(dataset, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"is no model: it holds no config.json and no \*\.gguf"):
         Run(settings(dataset, tmp_path / "run", tmp_path / "empty"))
+
+
+def test_a_model_of_more_than_text_is_refused_before_anything_is_kept(dataset, tmp_path):
+    AutoConfig.for_model("gemma3").save_pretrained(tmp_path / "gemma3")
+    with pytest.raises(UserError, match=r"gemma3 is a gemma3, which reads more than text: give a model of text alone"):
+        Run(settings(dataset, tmp_path / "run", tmp_path / "gemma3"))
+    assert not (tmp_path / "run" / "backbone.json").exists()
 
 
 def test_truncated_weights_are_refused(dataset, tmp_path, backbone):

@@ -67,7 +67,7 @@ def check(sae: Folder, words: Overrides = None, json: Json = False) -> None:
     rows = [
         ("latents", f"{result['latents']:,}"),
         ("active a token (L0)", f"{result['l0']:.2f}" + _of(result["k"])),
-        ("variance unexplained", f"{result['fvu']:.2%}"),
+        ("variance unexplained", f"{result['fvu']:.2%}" + _robust(result["fvu"], result["robust_fvu"])),
         ("dead latents", f"{result['dead_share']:.1%} of {result['tokens']:,} tokens"),
         ("loss, own activations", f"{loss['clean']:.4f} nats a token"),
         ("loss, reconstructions", f"{loss['reconstructed']:.4f}"),
@@ -100,6 +100,11 @@ def convert(sae: Folder, out: Out, json: Json = False) -> None:
         f"{'' if block is None else f', on the output of block {block}'}"
     )
     show(result, text, json)
+
+
+def _robust(fvu: float, without: float | None) -> str:
+    differs = without is not None and f"{without:.2%}" != f"{fvu:.2%}"
+    return f", {without:.2%} without tokens of massive norm" if differs else ""
 
 
 def _of(k: int | None) -> str:

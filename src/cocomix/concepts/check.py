@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cocomix.concepts.pair import load_pair, named
+from cocomix.concepts.pair import load_pair, named, ordinary
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.sae_release import is_release
 from cocomix.concepts.settings import SaeCheckSettings
@@ -22,26 +22,18 @@ from cocomix.progress import progress
 CHECK = "check.json"
 
 
-class _Moments:
+class _Unexplained:
     """Sums over tokens, in float64."""
 
-    def __init__(self, sae: SparseAutoencoder) -> None:
-        self.sae = sae
-        self.tokens, self.active = 0, 0
-        self.sum = torch.zeros(sae.width, dtype=torch.float64, device=sae.W_enc.device)
-        self.squares, self.error = 0.0, 0.0
-        self.fired = torch.zeros(sae.latents, dtype=torch.bool, device=sae.W_enc.device)
+    def __init__(self, like: Float[Tensor, " D"]) -> None:
+        self.tokens, self.squares, self.error = 0, 0.0, 0.0
+        self.sum = torch.zeros_like(like, dtype=torch.float64)
 
-    def add(self, h: Float[Tensor, "B T D"]) -> None:
-        """Takes the activations of some windows."""
-        x = h.flatten(0, 1).float()
-        values, indices = self.sae.encode(x)
-        self.error += float((self.sae.decode(values, indices, x) - x).double().square().sum())
+    def add(self, x: Float[Tensor, "N D"], error: Float[Tensor, " N"]) -> None:
         self.tokens += len(x)
+        self.error += float(error.sum())
         self.sum += x.double().sum(0)
         self.squares += float(x.double().square().sum())
-        self.active += int((values > 0).sum())
-        self.fired[indices[values > 0]] = True
 
     @property
     def mean(self) -> Float[Tensor, " D"]:
@@ -54,12 +46,34 @@ class _Moments:
         return self.error / (self.squares - self.tokens * float(self.mean.square().sum()))
 
 
+class _Moments:
+    """What an autoencoder makes of tokens: of all, and of those without massive activations."""
+
+    def __init__(self, sae: SparseAutoencoder) -> None:
+        self.sae, self.active = sae, 0
+        self.all, self.ordinary = _Unexplained(sae.b_dec), _Unexplained(sae.b_dec)
+        self.fired = torch.zeros(sae.latents, dtype=torch.bool, device=sae.W_enc.device)
+
+    def add(self, h: Float[Tensor, "B T D"]) -> None:
+        """Takes the activations of some windows."""
+        x = h.flatten(0, 1).float()
+        values, indices = self.sae.encode(x)
+        error = (self.sae.decode(values, indices, x) - x).double().square().sum(-1)
+        kept = ordinary(x.norm(dim=-1))
+        self.all.add(x, error)
+        self.ordinary.add(x[kept], error[kept])
+        self.active += int((values > 0).sum())
+        self.fired[indices[values > 0]] = True
+
+
 def check_sae(settings: SaeCheckSettings) -> dict[str, Any]:
     """Measures on the val split, writes ``check.json`` into the SAE's folder (a release has none) and returns it.
 
     - ``k``: active latents a token, at most; None where a threshold decides how many.
     - ``l0``: latents above zero, mean over tokens.
     - ``fvu``: fraction of variance unexplained, Σ‖x − x̂‖² / Σ‖x − m‖², m the mean over all tokens looked at.
+    - ``robust_fvu``: the same without tokens whose norm is above ten times their batch's median, m too; None where
+      none is left.
     - ``dead_share``: latents that fire on none of them.
     - ``cross_entropy``: the teacher's mean loss (nats a token) with its own activations (``clean``), with x̂ in their
       place (``reconstructed``), with m in their place (``ablated``), and ``recovered`` = (ablated − reconstructed)
@@ -84,7 +98,7 @@ def check_sae(settings: SaeCheckSettings) -> dict[str, Any]:
         return sae.reconstruct(h.flatten(0, 1)).view(h.shape)
 
     def ablate(h: Tensor) -> Tensor:
-        return moments.mean.to(h.dtype).expand(h.shape)
+        return moments.all.mean.to(h.dtype).expand(h.shape)
 
     totals = []
     with progress("SAE check, windows", 3 * count) as bar:
@@ -99,8 +113,9 @@ def check_sae(settings: SaeCheckSettings) -> dict[str, Any]:
     result = {
         "latents": sae.latents,
         "k": sae.k,
-        "l0": moments.active / moments.tokens,
-        "fvu": moments.fvu,
+        "l0": moments.active / moments.all.tokens,
+        "fvu": moments.all.fvu,
+        "robust_fvu": moments.ordinary.fvu if moments.ordinary.tokens else None,
         "dead_share": 1 - float(moments.fired.float().mean()),
         "cross_entropy": {
             "clean": clean,
@@ -108,7 +123,7 @@ def check_sae(settings: SaeCheckSettings) -> dict[str, Any]:
             "ablated": ablated,
             "recovered": (ablated - reconstructed) / (ablated - clean) if ablated != clean else None,
         },
-        "tokens": moments.tokens,
+        "tokens": moments.all.tokens,
         "teacher": names.teacher,
         "block": names.block,
     }

@@ -77,6 +77,9 @@ def saelens_config(sae: SparseAutoencoder, name: str, record: dict[str, Any]) ->
     metadata: dict[str, Any] = {"sae_lens_version": version("sae-lens"), "converted_from": name}
     if block is not None:
         metadata["hook_name"] = f"blocks.{block}.hook_resid_post"
+    metadata |= {key: fact for key, fact in sae.text._asdict().items() if fact is not None}
+    if sae.stated_l0 is not None:
+        metadata["stated_l0"] = sae.stated_l0
     if "teacher" in record:
         metadata["model_name"] = record["teacher"]
     if sae.normalise == "centre":

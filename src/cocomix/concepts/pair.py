@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
 from cocomix.concepts.labels import Labels
 from cocomix.concepts.load_sae import check_folder, load_sae
@@ -20,6 +20,7 @@ from cocomix.concepts.teacher_files import training_record
 from cocomix.data.dataset import Dataset
 from cocomix.devices import pick_device
 from cocomix.errors import UserError
+from cocomix.progress import say
 
 
 @runtime_checkable
@@ -52,6 +53,9 @@ class Fit(NamedTuple):
     """Latents above zero, mean over tokens."""
     fvu: float
     """Fraction of variance unexplained, Σ‖x − x̂‖² / Σ‖x − mean(x)‖²."""
+    robust_fvu: float
+    """The same without tokens of massive activations (:func:`ordinary`), mean included: of them alone a direction
+    that most blocks share can explain nearly all."""
 
 
 def named(settings: PairSettings) -> Names:
@@ -91,7 +95,33 @@ def load_pair(settings: PairSettings, names: Names, dataset: Dataset, window: in
             f"block={names.block}: the files of {settings.sae} say that it was trained on the output of block "
             f"{sae.block}: give block={sae.block}"
         )
+    if sae.normalise == "centre" and has_rms_norms(teacher):
+        sae.normalise = "none"  # TransformerLens centres no such model, whatever it was asked for
+    for line in differences(sae, dataset.tokenizer(), window):
+        say(f"note: sae={settings.sae} {line}")
     return teacher, sae
+
+
+def has_rms_norms(teacher: Teacher) -> bool:
+    """Whether the blocks' norms keep the mean, so that centred weights would make another model."""
+    modules = list(teacher.blocks.modules())
+    return not any(isinstance(m, nn.LayerNorm) for m in modules) and any("RMSNorm" in type(m).__name__ for m in modules)
+
+
+def differences(sae: SparseAutoencoder, tokenizer: Any, window: int) -> list[str]:
+    """In what windows differ from the text that an autoencoder was trained on, as far as its files say."""
+    found = []
+    bos, prepended = tokenizer.bos_token_id, sae.text.prepend_bos
+    if bos is not None and bos != tokenizer.eos_token_id:
+        if prepended is None:
+            prepended = bos in tokenizer("a").input_ids[:1]
+        if prepended:
+            found.append(
+                f"and its teacher are used to texts that begin with {tokenizer.bos_token}, and windows have none"
+            )
+    if sae.text.context_size is not None and window > sae.text.context_size:
+        found.append(f"was trained on contexts of {sae.text.context_size} tokens, windows have {window}")
+    return found
 
 
 def load_pair_of(
@@ -123,13 +153,25 @@ def load_pair_of(
     return pair
 
 
+def ordinary(norms: Float[Tensor, " N"]) -> Bool[Tensor, " N"]:
+    """Tokens whose norm is at most ten times the median: not the attention sinks (arXiv 2402.17762)."""
+    return norms <= 10 * norms.median()
+
+
 def measure_fit(sae: SparseAutoencoder, x: Float[Tensor, "N D"]) -> Fit:
     """L0 and FVU on activations."""
     x = x.float()
     values, indices = sae.encode(x)
-    error = (sae.decode(values, indices, x) - x).double().square().sum()
-    variance = (x - x.mean(0)).double().square().sum().clamp(min=1e-30)
-    return Fit(float((values > 0).sum() / len(x)), float(error / variance))
+    error = (sae.decode(values, indices, x) - x).double().square().sum(-1)
+    kept = ordinary(x.norm(dim=-1))
+    if not kept.any():  # norms that are no numbers
+        kept = torch.ones_like(kept)
+    l0 = float((values > 0).sum() / len(x))
+    return Fit(l0, _fvu(error, x), _fvu(error[kept], x[kept]))
+
+
+def _fvu(error: Float[Tensor, " N"], x: Float[Tensor, "N D"]) -> float:
+    return float(error.sum() / (x - x.mean(0)).double().square().sum().clamp(min=1e-30))
 
 
 def check_fit(teacher: Teacher, sae: SparseAutoencoder, dataset: Dataset, window: int, windows: int, batch: int) -> Fit:
@@ -160,16 +202,17 @@ def refuse_other_teacher(teacher: Teacher, folder: str) -> None:
 def refuse_bad_fit(fit: Fit, sae: SparseAutoencoder, folder: str | Path, max_fvu: float) -> None:
     """Raises :class:`UserError` when an SAE is sick here: wrong block, teacher, activation, normalisation show so.
 
-    - FVU above ``max_fvu``.
+    - Robust FVU above ``max_fvu``.
     - TopK: L0 below half of k (it cannot be above).
     - A threshold decides, and the files state an L0: L0 below half of it or above its double.
     - A threshold decides, and nothing is stated: L0 below 1, or above half of the hidden size D (more numbers than
       that are no sparse description of D numbers).
     """
     mend = "check teacher=, block= and the SAE with 'cocomix sae check', or extract all the same with force=true"
-    if not fit.fvu <= max_fvu:
+    if not fit.robust_fvu <= max_fvu:
         raise UserError(
-            f"sae={folder} leaves {fit.fvu:.0%} of the variance of this block unexplained (max_fvu={max_fvu}): {mend}"
+            f"sae={folder} leaves {fit.robust_fvu:.0%} of the variance of this block unexplained "
+            f"(max_fvu={max_fvu}), tokens of massive norm left out: {mend}"
         )
     if sae.k is not None:
         if fit.l0 < sae.k / 2:

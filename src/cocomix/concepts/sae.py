@@ -72,6 +72,15 @@ class Weights(NamedTuple):
     b_dec: Float[Tensor, " D"]
 
 
+class Text(NamedTuple):
+    """What an autoencoder's files say of the model and the text it was trained on; None: nothing."""
+
+    model_name: str | None = None
+    prepend_bos: bool | None = None
+    """Whether texts began with the tokenizer's beginning-of-text token."""
+    context_size: int | None = None
+
+
 class SparseAutoencoder(nn.Module):
     """Frozen: x → (x′ − b_dec)·W_enc + b_enc → activation → ·W_dec + b_dec.
 
@@ -98,6 +107,7 @@ class SparseAutoencoder(nn.Module):
         fingerprint: str = "",
         block: int | None = None,
         stated_l0: float | None = None,
+        text: Text = Text(),  # noqa: B008
     ) -> None:
         super().__init__()
         for name, tensor in weights._asdict().items():
@@ -111,6 +121,7 @@ class SparseAutoencoder(nn.Module):
         """The block whose output it was trained on, where its files say so."""
         self.stated_l0 = stated_l0
         """Active latents a token on average, where its files say so and a threshold decides."""
+        self.text = text
 
     @property
     def latents(self) -> int:

@@ -6,15 +6,17 @@ tensors tell most classes apart; AutoEncoderTopK and BatchTopKSAE have the same 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from cocomix.concepts.sae import SparseAutoencoder, Threshold, TopK, Weights
+from cocomix.concepts.sae import SparseAutoencoder, Text, Threshold, TopK, Weights
 from cocomix.concepts.sae_files import check_tensors, length, read_tensors, whole_number
-from cocomix.concepts.sae_saelens import ungated
+from cocomix.concepts.sae_saelens import block_of, no_block, of_kind, ungated
 from cocomix.errors import UserError, near_name
 from cocomix.files import read_json, sha256_file
 
@@ -42,7 +44,19 @@ class Layout(NamedTuple):
 def _k(state: dict[str, Any], path: Path) -> int:
     if isinstance(state.get("k"), Tensor) and state["k"].numel() == 1:
         return whole_number({"k": state["k"].item()}, "k", path)
-    raise UserError(f"{path} lacks k: save it again, or download it again")
+    raise UserError(f"{path} lacks k, and no {CONFIG} beside it says it: save it again, or download both again")
+
+
+def _stated_k(state: dict[str, Any], trainer: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """The configuration's k, as a state dict of later versions holds it."""
+    if "k" not in trainer:
+        return {}
+    k = whole_number(trainer, "k", path.parent / CONFIG)
+    if "k" in state and _k(state, path) != k:
+        raise UserError(
+            f"{path} has k={_k(state, path)}, its {CONFIG} k={k}: one of them is wrong, download both again"
+        )
+    return {"k": torch.tensor(k)}
 
 
 def _topk(state: dict[str, Any], path: Path) -> TopK | Threshold:
@@ -100,9 +114,10 @@ def load_dictionary_learning(path: Path) -> SparseAutoencoder:
     """The autoencoder in ``path``, with ``config.json`` beside where there is one; raises :class:`UserError` that
     names what does not fit."""
     state = read_tensors(path)
-    trainer = _trainer(path.parent / CONFIG)
+    trainer, buffer = (_part(path.parent / CONFIG, part) for part in ("trainer", "buffer"))
     name = _class(state, trainer, path)
     layout = CLASSES[name]
+    state |= _stated_k(state, trainer, path) if "k" in layout.plain else {}
     sizes = {"C": length(state, layout.latent_bias, path), "D": length(state, layout.bias, path)}
     wanted = {tensor: tuple(sizes[d] for d in dims) for tensor, dims in layout.shapes.items()}
     check_tensors(state, wanted, path, ignored=layout.plain)
@@ -118,7 +133,8 @@ def load_dictionary_learning(path: Path) -> SparseAutoencoder:
         activation,
         subtract_b_dec=layout.subtract,
         fingerprint=sha256_file(path),
-        block=_block(trainer),
+        block=_block(trainer, buffer, path.parent / CONFIG),
+        text=Text(of_kind(str, trainer, "lm_name"), context_size=of_kind(int, buffer, "ctx_len")),
         stated_l0=float(_k(state, path)) if "k" in state and activation.k is None else None,
     )
 
@@ -129,8 +145,8 @@ def _gate(state: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     return ungated(W_enc.t(), r_mag, mag_bias, gate_bias)
 
 
-def _trainer(path: Path) -> dict[str, Any]:
-    found = read_json(path, "a dictionary_learning configuration").get("trainer") if path.is_file() else None
+def _part(path: Path, part: str) -> dict[str, Any]:
+    found = read_json(path, "a dictionary_learning configuration").get(part) if path.is_file() else None
     return found if isinstance(found, dict) else {}
 
 
@@ -154,8 +170,14 @@ def _class(state: dict[str, Any], trainer: dict[str, Any], path: Path) -> str:
     return likely[0]  # without a threshold it is of a time before BatchTopKSAE
 
 
-def _block(trainer: dict[str, Any]) -> int | None:
-    """Named only where the activations are said to be a residual stream's."""
-    if str(trainer.get("submodule_name", "")).startswith("resid_post") and isinstance(trainer.get("layer"), int):
+def _block(trainer: dict[str, Any], buffer: dict[str, Any], where: Path) -> int | None:
+    """Named only where the activations are said to be a residual stream's; raises :class:`UserError` where they are
+    said to be something else: a module's input, or a part of a block."""
+    name = str(trainer.get("submodule_name") or "")
+    if buffer.get("io") == "in":
+        raise no_block(f"the input of {name or 'a module'}", where)
+    if re.search(r"mlp|attn|attention|resid_(?:pre|mid)", name):
+        raise no_block(name, where)
+    if name.startswith("resid_post") and isinstance(trainer.get("layer"), int):
         return int(trainer["layer"])
-    return None
+    return block_of(name, where)

@@ -68,6 +68,15 @@ def _split(name: str, directory: dict[str, Any]) -> tuple[str, str]:
             f"sae={name}: SAELens knows no release {words[0]!r}{near_name(words[0], directory)}: write "
             f"sae={PREFIX}RELEASE/SAE_ID as in its list of pretrained SAEs, or {PREFIX}OWNER/REPOSITORY/FOLDER"
         )
+    # Of its list SAELens knows more than the files say, and applies it by the release's name alone.
+    if size == 2 and (listed := [key for key, known in directory.items() if known.repo_id == release]):
+        found = next(
+            (f"{key}/{i}" for key in listed for i, at in directory[key].saes_map.items() if at == sae_id), None
+        )
+        raise UserError(
+            f"sae={name}: SAELens lists {release} as {', '.join(listed[:3])}{' …' if len(listed) > 3 else ''}: give "
+            f"sae={PREFIX}{found or f'{listed[0]}/SAE_ID'}, by which it knows the autoencoder's convention"
+        )
     if size == 1 and sae_id not in (ids := directory[release].saes_map):
         raise UserError(
             f"sae={name}: release {release} has no SAE {sae_id!r}{near_name(sae_id, ids)}: it has "

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from cocomix.concepts.sae import Normalise, SparseAutoencoder, Threshold, TopK, Weights
+from cocomix.concepts.sae import Normalise, SparseAutoencoder, Text, Threshold, TopK, Weights
 from cocomix.concepts.sae_files import check_tensors, read_tensors, whole_number
 from cocomix.errors import UserError
 from cocomix.files import read_json, sha256_file
@@ -30,6 +30,12 @@ EXTRA: dict[str, set[str]] = {
 """By architecture: tensors [C] beside W_enc, W_dec and b_dec."""
 
 SCALED = "expected_average_only_in"
+
+TEXT: dict[str, type] = {"model_name": str, "prepend_bos": bool, "context_size": int}
+"""Facts on what an autoencoder was trained on, by their names in a configuration."""
+
+LAYER = r"(?:^|\.)(?:h|layers?|blocks)\.(\d+)"
+"""A block in a module's name; what follows it is a part of the block."""
 
 
 def load_saelens(path: Path) -> SparseAutoencoder:
@@ -99,7 +105,8 @@ def from_saelens(
         subtract_b_dec=config.get("apply_b_dec_to_input", True),
         fingerprint=fingerprint,
         block=block_of(config["hook_name"], where),
-        stated_l0=stated_l0,
+        stated_l0=stated_l0 or of_kind(float | int, config, "stated_l0"),
+        text=Text(*(of_kind(kind, config, key) for key, kind in TEXT.items())),
     )
 
 
@@ -118,7 +125,13 @@ def modern(config: Mapping[str, Any]) -> dict[str, Any]:
         or metadata.get("model_from_pretrained_kwargs")
         or {},
     }
+    told |= {key: config.get(key, metadata.get(key)) for key in (*TEXT, "stated_l0")}
     return {**config, **told, **({"k": arguments["k"]} if "k" in arguments else {})}
+
+
+def of_kind(kind: Any, config: Mapping[str, Any], key: str) -> Any:
+    """A fact that nothing depends on: None where it is missing or no such value."""
+    return config[key] if isinstance(config.get(key), kind) else None
 
 
 def block_of(hook: str | None, where: object) -> int | None:
@@ -132,11 +145,16 @@ def block_of(hook: str | None, where: object) -> int | None:
         block = int(found[1]) - (found[2] == "pre")  # what a block reads is the output of the one before
         if block >= 0:
             return block
-    elif found := re.search(r"(?:^|\.)(?:h|layers|blocks)\.(\d+)$", hook):
+    elif found := re.search(rf"{LAYER}(?:\.output)?$", hook):
         return int(found[1])
-    elif "hook_" not in hook:
+    elif not re.search(rf"hook_|{LAYER}\.|(?:^|\.)(?:embed_tokens|embed_in|wte)$", hook):
         return None
-    raise UserError(
+    raise no_block(hook, where)
+
+
+def no_block(hook: str, where: object) -> UserError:
+    """What to say of an autoencoder on ``hook``, which is no block's output."""
+    return UserError(
         f"{where}: it reads {hook}, which is no block's output: use an SAE on hook_resid_post (or hook_resid_pre of a "
         "later block)"
     )

@@ -7,11 +7,11 @@ behind it. ``normalize_decoder`` and ``multi_topk`` concern training only.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from cocomix.concepts.sae import SparseAutoencoder, TopK, Weights
 from cocomix.concepts.sae_files import check_tensors, read_tensors, whole_number
+from cocomix.concepts.sae_saelens import block_of
 from cocomix.errors import UserError
 from cocomix.files import read_json, sha256_file
 
@@ -53,5 +53,5 @@ def load_sparsify(path: Path) -> SparseAutoencoder:
         b_dec=tensors["b_dec"].float(),
     )
     # A hook point is a folder's name: "layers.5" is that module's output.
-    hook = re.fullmatch(r"(?:.*\.)?(?:layers|h)\.(\d+)", path.parent.resolve().name)
-    return SparseAutoencoder(weights, TopK(k), fingerprint=sha256_file(path), block=int(hook[1]) if hook else None)
+    block = block_of(path.parent.resolve().name, path.parent)
+    return SparseAutoencoder(weights, TopK(k), fingerprint=sha256_file(path), block=block)

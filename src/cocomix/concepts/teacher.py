@@ -64,14 +64,15 @@ class Teacher:
         block: int,
         name: str = "",
         fingerprint: str = "",
-        quantisation: dict[str, float] | None = None,
+        quantisation: dict[str, float] | str | None = None,
     ) -> None:
         self.model: Any = model.eval().requires_grad_(False)
         self.name = name
         self.fingerprint = fingerprint
         """Hash over the weights' files."""
         self.quantisation = quantisation
-        """Share of the parameters in each type of the GGUF file they came from; None: not quantised."""
+        """Share of the parameters in each type of the GGUF file they came from, or the method by which safetensors are
+        quantised; None: not quantised."""
         self.config: Any = self.model.config.get_text_config()
         if getattr(self.config, "attn_logit_softcapping", None) and self.config._attn_implementation == "sdpa":
             # SDPA knows no cap on scores: transformers 5.17 chooses it for Gemma 2 and leaves the cap out in silence.
@@ -260,15 +261,31 @@ def load_teacher(name: str, block: int, dataset: Dataset, window: int, device: t
     """The model ``name`` (what :func:`cocomix.concepts.teacher_files.find_teacher` knows), checked against the dataset.
 
     The weights of a GGUF file are dequantised to ``dtype``. Raises :class:`UserError` when it is no causal language
-    model, its files are not whole, its tokenizer is not the dataset's, its context is shorter than ``window``, or
-    ``block`` is outside.
+    model (or one that sees what comes), its files are not whole, its tokenizer is not the dataset's, its context is
+    shorter than ``window``, or ``block`` is outside.
     """
     files = find_teacher(name)
     files.check_whole(name)
     _check_tokenizer(files, name, dataset)
     teacher = Teacher(_load(files, name, dtype).to(device), block, name, files.fingerprint(), files.quantisation())
     teacher.check_fits(dataset, window)
+    refuse_bidirectional(teacher, window)
     return teacher
+
+
+def refuse_bidirectional(teacher: Teacher, window: int) -> None:
+    """Raises :class:`UserError` when tokens change with those behind them: labels would know what they foretell."""
+    tokens = torch.arange(min(16, window, teacher.config.vocab_size // 2))
+    half = len(tokens) // 2
+    others = torch.cat([tokens[:half], tokens[half:] + len(tokens)])
+    one, other = (teacher.activations(ids[None])[0, :half].float() for ids in (tokens, others))
+    # Experts may sum in another order for other company.
+    tolerance = max(1e-4, 4 * torch.finfo(getattr(torch, teacher.dtype)).eps)
+    if ((one - other).norm(dim=-1) > tolerance * one.norm(dim=-1)).any():
+        raise UserError(
+            f"teacher={teacher.name} ({teacher.config.model_type}) is no causal model: its tokens see those behind "
+            "them; give one that predicts the next token"
+        )
 
 
 def _load(files: TeacherFiles, name: str, dtype: str) -> Any:

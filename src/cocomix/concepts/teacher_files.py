@@ -33,9 +33,15 @@ class TeacherFiles(NamedTuple):
         """Hash over the weights' files."""
         return sha256_json([sha256_file(file) for file in self.weights])
 
-    def quantisation(self) -> dict[str, float] | None:
-        """Share of the parameters in each of a GGUF file's types; None for weights that are not quantised."""
-        return None if self.gguf is None else quantisation(self.gguf)
+    def quantisation(self) -> dict[str, float] | str | None:
+        """Share of the parameters in each of a GGUF file's types, or the method that a configuration names (``fp8``,
+        ``gptq``); None for weights that are not quantised."""
+        if self.gguf is not None:
+            return quantisation(self.gguf)
+        path = self.folder / "config.json"
+        config = read_json(path, "a model's configuration") if path.is_file() else {}
+        stated = (config.get("quantization_config") or {}).get("quant_method")
+        return None if stated is None else str(stated)
 
     def check_whole(self, name: str) -> None:
         """Raises :class:`UserError` when a weights' file is truncated or damaged; ``name`` is how the

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt32
 
 from cocomix.data.gguf import SUFFIX as GGUF
-from cocomix.data.gguf import find_gguf, quantisation
+from cocomix.data.gguf import check_whole, find_gguf
 from cocomix.data.hub import hub_error
 from cocomix.errors import UserError, explained
 from cocomix.files import TEMPORARY_SUFFIX, sha256_json, sync_folder
@@ -101,7 +101,7 @@ def tokenizer_in(path: Path, option: str) -> PreTrainedTokenizerBase:
     gguf = None if beside else find_gguf(path, option)
     if gguf is None:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    quantisation(gguf)  # says plainly what is wrong with a damaged file
+    check_whole(gguf)  # says plainly what is wrong with a damaged file
     return AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False)
 
 

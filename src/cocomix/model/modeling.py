@@ -104,9 +104,12 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         ``mixer`` are settings of :class:`CoCoMixConfig`; ``load`` goes to transformers' ``from_pretrained`` (``dtype``,
         ``revision``, ``gguf_file``, …). The compression (or the pause vector) starts at zero: with ``mixing="insert"``
         and ``slot_base="copy"`` a slot starts as its token's own state, with ``memory`` the stream does, so that the
-        network starts near the backbone's own function.
+        network starts near the backbone's own function. Raises :class:`ValueError` when its files lack weights.
         """
-        plain: Any = AutoModelForCausalLM.from_pretrained(name, **(load or {}))
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, **{**(load or {}), "output_loading_info": True})
+        plain, report = loaded
+        if lost := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
+            raise ValueError(f"from_backbone={name} lacks weights ({lost[0]} …): they would be random, save it again")
         text = plain.config.get_text_config()
         # A GGUF file's weights are plain numbers from here on; a saved model that said otherwise would not load.
         vars(text).pop("quantization_config", None)

@@ -170,7 +170,9 @@ def _gemma(folder: Path) -> Made:
 def _gemma_2(folder: Path) -> Made:
     tensors = {"w_enc": P.W_enc, "b_enc": UNSUBTRACTED, "w_dec": P.W_dec, "b_dec": P.b_dec, "threshold": P.threshold}
     save_file(tensors, folder / "params.safetensors")
-    (folder / "config.json").write_text(json.dumps({"architecture": "jump_relu", "hf_hook_point_in": "x"}))
+    (folder / "config.json").write_text(
+        json.dumps({"architecture": "jump_relu", "hf_hook_point_in": "model.layers.2.output"})
+    )
     return Made(folder / "params.safetensors")
 
 

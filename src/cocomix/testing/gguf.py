@@ -24,10 +24,11 @@ TENSORS = {
 }
 
 
-def tiny_gguf(file: Path, llama: Path, quantised: str = "Q8_0") -> Path:
+def tiny_gguf(file: Path, llama: Path, quantised: str = "Q8_0", scaling: float | None = None) -> Path:
     """Writes a Llama (the folder of a :func:`cocomix.testing.teachers.tiny_teacher`) and its tokenizer as ``file``.
 
-    Matrices are stored in the GGUF type ``quantised``, vectors in float32.
+    Matrices are stored in the GGUF type ``quantised``, vectors in float32. ``scaling``: a factor of rotary positions
+    to state.
     """
     import gguf
     from safetensors.numpy import load_file
@@ -43,6 +44,9 @@ def tiny_gguf(file: Path, llama: Path, quantised: str = "Q8_0") -> Path:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
+    if scaling is not None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(scaling)
     writer.add_vocab_size(config["vocab_size"])
     _add_tokenizer(writer, json.loads((llama / "tokenizer.json").read_text()), config["eos_token_id"])
     kind = gguf.GGMLQuantizationType[quantised]

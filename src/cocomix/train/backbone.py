@@ -73,7 +73,11 @@ def read_config(name: str, source: Source) -> dict[str, Any]:
         config: Any = AutoConfig.from_pretrained(source.where, trust_remote_code=False, **source.arguments)
     except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise _refusal(name, source, error) from error
-    found = config.get_text_config().to_dict().items()
+    if config.get_text_config() is not config:
+        raise UserError(
+            f"{OPTION}={name} is a {config.model_type}, which reads more than text: give a model of text alone"
+        )
+    found = config.to_dict().items()
     return {key: 0.0 if key in DROPOUTS else value for key, value in found if key not in OF_A_FILE}
 
 
