@@ -56,6 +56,15 @@ def _load(folder: Path, dataset: Dataset, block: int = 1) -> Teacher:
     return load_teacher(str(folder), block, dataset, dataset.window, CPU, "float32")
 
 
+def test_a_teacher_needs_no_dataset_and_leaves_progress_bars_as_they_were(folder: Path, dataset: Dataset) -> None:
+    from transformers.utils import logging
+
+    alone, tokens = load_teacher(str(folder), 1), torch.arange(1, 9)[None]
+    assert alone.dtype == "float32"
+    assert torch.equal(alone.activations(tokens), _load(folder, dataset).activations(tokens))
+    assert logging.is_progress_bar_enabled()
+
+
 @pytest.mark.parametrize("block", [0, 1])
 def test_a_block_means_its_output(folder: Path, dataset: Dataset, block: int) -> None:
     """hidden_states[0] is the embedding, so the output of block b is hidden_states[b + 1]."""

@@ -1,7 +1,7 @@
 """Edits of predicted concepts, put on a model from outside: before TopK, on the concept logits z.
 
-Shapes: B rows, T new tokens, C concepts. Threads and asyncio tasks steer one model side by side, each sees its own edits
-alone: the model has one edit point, and what stands there asks the context (:mod:`contextvars`) that calls.
+Shapes: B rows, T new tokens, C concepts. Threads and asyncio tasks steer one model side by side, each sees its own
+edits alone: the model has one edit point, and what stands there asks the context (:mod:`contextvars`) that calls.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from cocomix.steer.rows import RowEdits
 __all__ = ["Edit", "check_steers", "parse_edit", "steering"]
 
 Edits = Edit | str | Sequence[Edit | str] | Sequence[Sequence[Edit | str]]
-"""Edits of every row, or those of each request; a request has one row or more of a batch, all of the same number. A text
-is read by :func:`parse_edit`."""
+"""Edits of every row, or those of each request; a request has one row or more of a batch, all of the same number. A
+text is read by :func:`parse_edit`."""
 
 PADDED = -1
 """Position of a token that is padding."""
@@ -49,10 +49,11 @@ def steering(
     each other add up, the outer edits first.
 
     Another thread is not steered, unless it is started with ``contextvars.copy_context().run``, and then as long as
-    the context lasts. ``edits``, also as they are written (``"12=x5"``), are those of every row, or a list for each request: of R requests in B rows, row r belongs to request
-    r // (B/R), as ``generate`` repeats rows for beams and samples. Spans count the tokens of a row without padding,
-    with a cache as without. ``prompt``: tokens of each prompt without padding (one number: of all), wanted where a span
-    or a stop counts from its end; ``tokenizer``: wanted for stops, which need rows that stay in their order (beams do not).
+    the context lasts. ``edits``, also as they are written (``"12=x5"``), are those of every row, or a list for each
+    request: of R requests in B rows, row r belongs to request r // (B/R), as ``generate`` repeats rows for beams and
+    samples. Spans count the tokens of a row without padding, with a cache as without. ``prompt``: tokens of each prompt
+    without padding (one number: of all), wanted where a span or a stop counts from its end; ``tokenizer``: wanted for
+    stops, which need rows that stay in their order (beams do not).
 
     Raises :class:`UserError` for a model that no edit changes, a concept outside its dictionary and strengths that are
     no numbers, :class:`ValueError` where something is wanted and missing.
