@@ -165,7 +165,8 @@ class SparseAutoencoder(nn.Module):
         """
         if x.dim() != 2:
             values, indices = self.encode(x.reshape(-1, x.shape[-1]))
-            return values.view(*x.shape[:-1], -1), indices.view(*x.shape[:-1], -1)
+            shape = (*x.shape[:-1], values.shape[1])
+            return values.view(shape), indices.view(shape)
         parts = [self.activation(self.pre_activations(x[chunk])) for chunk in self.chunks(len(x))]
         if not parts:
             empty = x.new_empty(0, self.k or 1, dtype=torch.float32)
