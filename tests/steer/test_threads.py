@@ -92,9 +92,10 @@ def test_tasks_of_one_thread_see_each_its_own_edits():
     ids = torch.arange(1, 13)[None]
 
     async def ask(strength: float) -> set[float]:
-        with torch.no_grad(), steering(model, [Edit(3, "set", strength)]):
+        with steering(model, [Edit(3, "set", strength)]):
             await asyncio.sleep(0)
-            return set(model(ids).concept_logits[..., 3].flatten().tolist())
+            with torch.no_grad():  # the thread's: it must not be left to another task's end
+                return set(model(ids).concept_logits[..., 3].flatten().tolist())
 
     async def together() -> list[set[float]]:
         return await asyncio.gather(ask(8.0), ask(9.0))
