@@ -7,11 +7,11 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from cocomix.errors import UserError, explained, near_name
 
@@ -22,6 +22,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
     packaged_recipes: ClassVar[bool] = False
     """Whether the recipes that come with the package are of this kind."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _path_as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, PurePath) else value
 
 
 S = TypeVar("S", bound=Settings)

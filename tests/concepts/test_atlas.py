@@ -133,6 +133,15 @@ def test_a_concept_outside_the_dictionary_is_told_with_the_range(atlas: Atlas) -
             atlas.concept(id)
 
 
+def test_ids_of_numpy_and_torch_are_concepts(atlas: Atlas) -> None:
+    for id in (np.int64(5), np.uint16(5), torch.tensor(5)):
+        assert atlas.concept(id) == atlas.concept(5)
+        assert atlas.name(id) == atlas.name(5)
+    due = {5: atlas.name(5), 7: atlas.name(7)}
+    for ids in (np.array([5, 7, -1]), torch.tensor([5, 7, -1])):
+        assert atlas.names(ids) == due
+
+
 def test_a_missing_or_damaged_atlas_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="make it with 'cocomix concepts atlas"):
         Atlas.open(tmp_path)

@@ -91,6 +91,22 @@ def test_no_tokens_give_nothing(activation: TopK | Threshold) -> None:
     assert _sae(activation).reconstruct(torch.zeros(0, D)).shape == (0, D)
 
 
+@pytest.mark.parametrize("activation", [TopK(K), Threshold(0.5)])
+def test_texts_in_a_batch_are_encoded_as_their_tokens_are(activation: TopK | Threshold) -> None:
+    sae, x = _sae(activation, normalise="layer_norm"), torch.randn(2, 3, D)
+    flat = x.flatten(0, 1)
+    for found, due in zip(sae.encode(x), sae.encode(flat), strict=True):
+        assert torch.equal(found.flatten(0, 1), due)
+    assert torch.equal(sae(x).flatten(0, 1), sae.reconstruct(flat))
+    torch.testing.assert_close(sae(x[0, 0]), sae(flat)[0])
+    values, indices = sae.encode(flat)
+    due = torch.zeros(6, C)
+    for row in range(6):
+        for value, latent in zip(values[row].tolist(), indices[row].tolist(), strict=True):
+            due[row, latent] += value
+    assert torch.equal(sae.dense(x).flatten(0, 1), due)
+
+
 def test_constant_norm_and_centring_take_back_what_they_took() -> None:
     x = 4 * torch.randn(9, D) + 2
     plain = _sae(TopK(K))

@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
 )
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
 
 from cocomix.concepts.nll import mean_nll, mean_nll_and_gradient
 from cocomix.concepts.teacher import Teacher, load_teacher, pick_dtype
@@ -54,6 +55,18 @@ def test_attention_that_would_leave_out_a_cap_on_scores_is_exchanged() -> None:
 
 def _load(folder: Path, dataset: Dataset, block: int = 1) -> Teacher:
     return load_teacher(str(folder), block, dataset, dataset.window, CPU, "float32")
+
+
+def test_a_teacher_needs_no_dataset(folder: Path, dataset: Dataset) -> None:
+    alone, tokens = load_teacher(str(folder), 1), torch.arange(1, 9)[None]
+    assert torch.equal(alone.activations(tokens), _load(folder, dataset).activations(tokens))
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_transformers_progress_bars_stay_as_they_were(folder: Path, shown: bool, monkeypatch) -> None:
+    monkeypatch.setattr(logging, "_tqdm_active", shown)
+    load_teacher(str(folder), 1)
+    assert logging.is_progress_bar_enabled() == shown
 
 
 @pytest.mark.parametrize("block", [0, 1])

@@ -47,6 +47,9 @@ def test_windows_are_read_by_number_across_shards(tmp_path: Path, data: Dataset)
     ids = np.array([count - 1, 0, 3, count // 2, 3])
     found = _open(tmp_path, data).read("train", "stamp", ids)
     assert np.array_equal(found, np.concatenate([_values(i, 1, data.window) for i in ids]))
+    assert np.array_equal(_open(tmp_path, data).read("train", "stamp", ids.tolist()), found)
+    with pytest.raises(UserError, match="there is no split test: .* has train, val"):
+        _open(tmp_path, data).read("test", "stamp", ids)
     with pytest.raises(IndexError):
         _open(tmp_path, data).read("train", "stamp", np.array([count]))
 

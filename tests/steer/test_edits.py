@@ -157,6 +157,25 @@ def test_a_concept_outside_the_dictionary_is_refused_with_the_range():
         pass
 
 
+def test_edits_are_taken_as_they_are_written():
+    model = tiny_model()
+    due = logits(model, [Edit(3, "set", 9.0)]).concept_logits
+    for written in ("3=set:9", ["3=set:9"], [["3=set:9"]], Edit(3, "set", 9.0), ["3=set:2", Edit(3, "set", 9.0)]):
+        assert torch.equal(logits(model, written).concept_logits, due)
+    with torch.no_grad(), steering(model, "3=set:9 @prompt:", prompt=5):
+        z = model(IDS.expand(2, -1)).concept_logits
+    assert (z[..., 3] == 9.0).int().tolist() == [[0] * 5 + [1] * 7] * 2
+    with pytest.raises(UserError, match="^'3=9' is no edit: write"), steering(model, ["3=9"]):
+        pass
+
+
+def test_a_model_that_runs_its_exports_code_is_told_apart_from_one_without_concepts():
+    model = tiny_model()
+    model.mixer = type("ConceptMixer", (torch.nn.Module,), {})()
+    with pytest.raises(UserError, match="load it with cocomix.model.load.load_concept_model"), steering(model, []):
+        pass
+
+
 def test_a_model_without_concepts_cannot_be_steered():
     with pytest.raises(UserError, match="predicts no concepts"), steering(tiny_model(mixer="pause"), []):
         pass

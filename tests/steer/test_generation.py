@@ -139,7 +139,7 @@ def test_on_a_terminal_the_same_words_come_as_they_are_made(steered_run, cli, mo
         ("[" * 100_000, "line 1: no valid JSON"),
         ('{"prompt": "a", "edit": []}', "line 1: unknown key 'edit' (did you mean 'edits'?)"),
         ('{"prompt": "a", "edits": "3=off"}', "line 1: edits is no list of texts"),
-        ('{"prompt": "a", "edits": ["3=xnan"]}', "line 1: --steer '3=xnan': 'nan' is no finite number"),
+        ('{"prompt": "a", "edits": ["3=xnan"]}', "line 1: '3=xnan': 'nan' is no finite number"),
         ('{"prompt": "a", "edits": ["64=off"]}', "concept 64 is outside the dictionary: ids go from 0 to 63"),
         ('{"prompt": "\\ud800"}', "the prompt is no Unicode text: letter 0 is half of one"),
         (json.dumps({"prompt": "word " * 200_000}), "the prompt has 1,000,000 letters, more than the model's 32"),
@@ -192,4 +192,4 @@ def test_a_model_without_concepts_is_told(steered_run, cli):
     words = ["generate", "The", f"model={steered_run.parent / 'teacher'}", "max_new_tokens=3", "--steer", "3=off"]
     code, _, err = cli(*words)
     assert code == 2
-    assert "predicts no concepts: leave --steer out" in err
+    assert "predicts no concepts: leave the edits out" in err

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cocomix.errors import UserError
 from cocomix.model.load import load_concept_model
 from cocomix.steer import contributions as measuring
 from cocomix.steer.contributions import contributions
@@ -48,6 +49,48 @@ def test_contributions_are_what_ablating_one_at_a_time_measures(family, form, ro
     later = contributions(model, ids, mixed[:, :3], mixed, first=7)
     for rest, all in zip(later, found, strict=True):
         torch.testing.assert_close(rest, all[7:], atol=2e-5, rtol=1e-5)
+
+
+def test_contributions_of_a_batch_of_one_are_those_of_the_text_and_several_texts_are_refused():
+    model = tiny_model()
+    ids = torch.arange(1, 9)
+    with torch.no_grad():
+        output = model(ids[None])
+    mixed = output.concept_logits.topk(model.config.concept_k).indices
+    due = contributions(model, ids, mixed[0], mixed[0])
+    assert due.concepts.shape == (7, model.config.concept_k)
+    for given in ((ids[None], mixed, mixed), (ids[None],), (ids, mixed[0])):
+        for found, wanted in zip(contributions(model, *given), due, strict=True):
+            assert torch.equal(found, wanted)
+    with pytest.raises(ValueError, match=r"ids of one text are wanted, 1 dimensions; these are \[2, 8\]"):
+        contributions(model, ids.expand(2, -1))
+
+
+def test_what_is_mixed_in_comes_with_the_output_except_in_training():
+    model = tiny_model()
+    made = []
+    model.mixer.register_forward_hook(lambda mixer, given, mixed: made.append(mixed.vector))
+    with torch.no_grad():
+        assert torch.equal(model(torch.arange(1, 9)[None]).concept_vector, made[0])
+        assert model.train()(torch.arange(1, 9)[None]).concept_vector is None
+        for name in ("output_hidden_states", "output_attentions"):
+            with pytest.raises(ValueError, match=f"{name}=True is not supported"):
+                model(torch.arange(1, 9)[None], **{name: True})
+
+
+def test_settings_of_the_command_line_alone_are_refused_by_the_functions(steered_run):
+    from cocomix.evaluate.settings import EvalSettings
+    from cocomix.evaluate.verb import evaluate
+    from cocomix.steer.generation import generate
+    from cocomix.steer.inspection import inspect
+    from cocomix.steer.settings import GenerateSettings, InspectSettings
+
+    with pytest.raises(UserError, match="picture=p.png is the command line's"):
+        inspect(InspectSettings(model=steered_run, picture="p.png"), TEXT)
+    with pytest.raises(UserError, match="prompts=p.jsonl beside a prompt"):
+        generate(GenerateSettings(model=steered_run, prompts="p.jsonl"), TEXT)
+    with pytest.raises(UserError, match="tasks= asks for benchmarks"):
+        evaluate(EvalSettings(model=steered_run, tasks=["piqa"]))
 
 
 def test_switching_off_a_concept_that_helps_lowers_the_next_token_as_told(steered_run, cli):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -83,6 +85,38 @@ def test_a_thread_without_edits_is_not_touched_by_those_of_others():
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_tasks_of_one_thread_see_each_its_own_edits():
+    model = tiny_model()
+    ids = torch.arange(1, 13)[None]
+
+    async def ask(strength: float) -> set[float]:
+        with steering(model, [Edit(3, "set", strength)]):
+            await asyncio.sleep(0)
+            with torch.no_grad():  # the thread's: it must not be left to another task's end
+                return set(model(ids).concept_logits[..., 3].flatten().tolist())
+
+    async def together() -> list[set[float]]:
+        return await asyncio.gather(ask(8.0), ask(9.0))
+
+    assert asyncio.run(together()) == [{8.0}, {9.0}]
+
+
+def test_a_thread_in_a_copied_context_is_steered_until_the_context_ends():
+    model = tiny_model()
+    ids = torch.arange(1, 13)[None]
+
+    def look() -> bool:
+        with torch.no_grad():
+            return bool((model(ids).concept_logits[..., 3] == 30.0).all())
+
+    with ThreadPoolExecutor(1) as pool, steering(model, [Edit(4, "set", 9.0)]):
+        with steering(model, [Edit(3, "set", 30.0)]):
+            copied = contextvars.copy_context()
+            assert pool.submit(copied.run, look).result()
+            assert not pool.submit(look).result()
+        assert not pool.submit(copied.run, look).result()
 
 
 def test_an_error_in_one_thread_leaves_the_edits_of_another():

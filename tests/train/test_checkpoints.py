@@ -17,9 +17,9 @@ from cocomix.files import read_json, write_json
 from cocomix.stopping import Stopped
 from cocomix.train.checkpoint import checkpoint_folders, read_tensors
 from cocomix.train.metrics import read_lines
-from cocomix.train.run import Run
+from cocomix.train.run import Run, open_run
 from cocomix.train.settings import TrainSettings
-from cocomix.train.verb import train
+from cocomix.train.verb import export_run, train
 
 BACKBONE = "model.backbone={model_type: gpt2, n_embd: 16, n_layer: 2, n_head: 2}"
 
@@ -145,6 +145,21 @@ def test_another_models_checkpoint_is_refused_by_name(dataset, tmp_path):
     recipe.write_text(recipe.read_text().replace("n_embd: 16", "n_embd: 32"))
     with pytest.raises(UserError, match=r"holds another model: backbone.h.0.attn.c_attn.bias is of shape \[48\] there"):
         train(settings(dataset, run, "model.backbone.n_embd=32"))
+
+
+def test_a_finished_run_that_is_opened_stays_finished_and_each_checkpoint_can_be_exported(dataset, tmp_path):
+    folder = tmp_path / "run"
+    train(settings(dataset, folder, "steps=2", "checkpoint.number=2"))
+    before = (folder / "export" / "training.json").read_bytes()
+    open_run(str(folder)).resume()
+    assert json.loads((folder / "run.json").read_text())["finished"]
+    made = export_run(folder, step=1)
+    assert made["folder"] == str(folder / "export-1")
+    assert made["tokens"] * 2 == json.loads(before)["tokens"]
+    assert (folder / "export" / "training.json").read_bytes() == before
+    with pytest.raises(UserError, match="step=3: .* has no checkpoint of that step, only of 1, 2"):
+        export_run(folder, step=3)
+    assert read_lines(str(folder / "metrics.jsonl")) == read_lines(folder / "metrics.jsonl")
 
 
 def test_a_foreign_folder_is_left_alone(dataset, tmp_path):

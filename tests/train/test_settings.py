@@ -84,6 +84,11 @@ def test_a_misspelt_key_of_a_sweep_s_row_is_told_with_those_that_are_known():
         load_settings(SweepSettings, [], folder="f", data="d", runs=rows)
 
 
+def test_a_path_is_taken_as_its_text():
+    given = load_settings(TrainSettings, ["tiny/ntp"], run=Path("runs", "a"), data={"path": Path("data")})
+    assert (given.run, given.data.path) == ("runs/a", "data")
+
+
 def test_missing_settings_are_told_all_at_once():
     with pytest.raises(UserError, match=r"'run' is missing: add run=…; setting 'data.path' is missing: add data.path="):
         load_settings(TrainSettings, ["tiny/ntp"])

@@ -42,7 +42,10 @@ def generate(
     from cocomix.steer.settings import GenerateSettings
 
     given = list(words or [])
-    edits = [parse_edit(text) for text in steer or []]
+    try:
+        edits = [parse_edit(text) for text in steer or []]
+    except UserError as error:
+        raise UserError(f"--steer {error}") from error
     if prompt is not None and "=" in prompt and prompt.partition("=")[0] in GenerateSettings.model_fields:
         given, prompt = [prompt, *given], None  # the first setting of a command line without a prompt
     elif prompt is not None:

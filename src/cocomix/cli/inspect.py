@@ -26,7 +26,7 @@ def inspect(
 
     quiet_transformers()
     settings = load_settings(InspectSettings, words or [])
-    result = run(settings, text)
+    result = run(settings.model_copy(update={"picture": None}), text)
     if settings.picture is not None:
         from cocomix.report.inspection import write_inspection
 

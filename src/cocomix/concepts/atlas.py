@@ -7,10 +7,11 @@ to their reader.
 from __future__ import annotations
 
 import json
+import operator
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 from cocomix.concepts.atlas_format import FILE, FORMAT, query, reader, sound, unpacked
 from cocomix.concepts.atlas_names import Given, checked_name, given_names, now, remove_name, write_names, writing
@@ -60,7 +61,7 @@ class Atlas:
                 )
             return cls(path, connection)
 
-    def concept(self, id: int) -> dict[str, Any]:
+    def concept(self, id: SupportsIndex) -> dict[str, Any]:
         """All that is known of a concept, lists with the best first:
 
         - id, name, automatic_name, author (of a name that a person gave, else None), dead (no token's label);
@@ -73,26 +74,26 @@ class Atlas:
 
         Raises :class:`UserError` when there is no such concept.
         """
-        self._check(id)
-        found = self._entries(f"{_SELECT} WHERE c.id = ?", (id,), 1)[0]
+        found = self._entries(f"{_SELECT} WHERE c.id = ?", (self._check(id),), 1)[0]
         others = [*found["nearest"], *found["together"]]
         names = self.names({entry["id"] for entry in others})
         for entry in others:
             entry["name"] = names[entry["id"]]
         return found
 
-    def name(self, id: int) -> str:
+    def name(self, id: SupportsIndex) -> str:
         """The concept's name: a person's, or else the automatic one."""
-        self._check(id)
-        return self.names([id])[id]
+        known = self._check(id)
+        return self.names([known])[known]
 
-    def names(self, ids: Iterable[int]) -> dict[int, str]:
-        """The names of some concepts."""
+    def names(self, ids: Iterable[SupportsIndex]) -> dict[int, str]:
+        """The names of some concepts, ids of NumPy and torch among them; what is none (−1: no label) is left out."""
+        asked = json.dumps([operator.index(id) for id in ids])
         with sound(self.path, str(self.path.parent)):
             rows = self._connection.execute(
                 """SELECT c.id, COALESCE(n.name, c.name) FROM concepts c LEFT JOIN names n ON n.id = c.id
                 WHERE c.id IN (SELECT value FROM json_each(?))""",
-                (json.dumps(list(ids)),),
+                (asked,),
             )
             return dict(rows.fetchall())
 
@@ -118,27 +119,26 @@ class Atlas:
         order = "c.mean_strength DESC, c.id" if by == "mean_strength" else "c.rank"
         return self._entries(f"{_SELECT} ORDER BY {order} LIMIT ?", (n,), 0)
 
-    def rename(self, id: int, name: str, author: str = "") -> None:
+    def rename(self, id: SupportsIndex, name: str, author: str = "") -> None:
         """Gives a concept a name, at most 200 characters; whoever reads the file sees it from now on.
 
         Raises :class:`UserError` for no such concept, a name that is none, a file that cannot be changed.
         """
-        self.give([Given(id, name, author, now(), {})])
+        self.give([Given(operator.index(id), name, author, now(), {})])
 
     def give(self, names: Iterable[Given]) -> None:
         """Many names as by :meth:`rename`, all or none."""
         checked = []
         for given in names:
-            self._check(given.id)
-            checked.append(given._replace(name=checked_name(given.name)))
+            checked.append(given._replace(id=self._check(given.id), name=checked_name(given.name)))
         with writing(self.path) as connection:
             write_names(connection, checked)
 
-    def unname(self, id: int) -> None:
+    def unname(self, id: SupportsIndex) -> None:
         """Takes a person's name off: the automatic one holds again."""
-        self._check(id)
+        known = self._check(id)
         with writing(self.path) as connection:
-            remove_name(connection, id)
+            remove_name(connection, known)
 
     def given(self) -> list[Given]:
         """The names that people gave."""
@@ -152,9 +152,11 @@ class Atlas:
                 raise ValueError("a concept is missing")
             return [_entry(row) for row in rows]
 
-    def _check(self, id: int) -> None:
-        if not 0 <= id < self.concepts:
-            raise UserError(f"there is no concept {id}: {self.path.parent} has concepts 0 … {self.concepts - 1}")
+    def _check(self, id: SupportsIndex) -> int:
+        known = operator.index(id)
+        if not 0 <= known < self.concepts:
+            raise UserError(f"there is no concept {known}: {self.path.parent} has concepts 0 … {self.concepts - 1}")
+        return known
 
     def close(self) -> None:
         """Closes the file."""

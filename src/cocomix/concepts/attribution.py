@@ -41,6 +41,8 @@ class ConceptLabels(NamedTuple):
     strengths: Float[Tensor, "N L"]
     """The SAE's activation of the labelled latent; 0 where there is no label."""
     scores: Float[Tensor, "N L"]
+    """What the latent does to the mean NLL of all targets that were given together, nats to first order: texts of
+    other lengths have other scales."""
 
 
 Rank = Callable[[Float[Tensor, "N W"]], Float[Tensor, "N W"]]

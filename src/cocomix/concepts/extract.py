@@ -67,7 +67,7 @@ def extract(settings: ExtractSettings) -> dict[str, Any]:
     them and over interruptions. Finished with the same settings: returns at once.
 
     Raises on all ranks :class:`UserError` when the parts do not fit or the folder holds other labels,
-    :class:`cocomix.stopping.Stopped` when a signal asked to stop.
+    :class:`cocomix.stopping.Stopped` when a signal asked to stop (an Exception: where you catch those, let it through).
     """
     return _fill(settings, _Labels(settings))
 

@@ -6,6 +6,7 @@ token shard, ``<shard>.concept_ids.bin`` and ``<shard>.concept_strengths.bin`` (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,20 @@ class Labels(TeacherCache):
     def identity(self) -> dict[str, Any]:
         return {name: self.manifest.get(name) for name in ("window", "teacher", "sae", "attribution", "coverage")}
 
-    def read(self, split: str, window_ids: Int[np.ndarray, " N"]) -> Int[np.ndarray, "N T K"]:
-        """Concept ids, int64, the best label first; −1: no label."""
+    def read(self, split: str, window_ids: Int[np.ndarray, " N"] | Sequence[int]) -> Int[np.ndarray, "N T K"]:
+        """Concept ids, int64, the best label first; −1: no label.
+
+        [n, t] are those of input t of a window, about what comes behind it; the windows are those of ``window`` tokens,
+        ``dataset.split(split).read(window_ids, labels.window)``. Where too few latents had a positive score there is no
+        label, and nowhere in windows that were left out (``train_windows=``; :attr:`coverage` tells which).
+        Raises :class:`IndexError` for windows that the split has not.
+        """
         raw = self._columns.read(split, IDS, window_ids)
         ids = raw.astype(np.int64)
         ids[raw == self._no_label] = -1
         return ids
 
-    def strengths(self, split: str, window_ids: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N T K"]:
+    def strengths(self, split: str, window_ids: Int[np.ndarray, " N"] | Sequence[int]) -> Float[np.ndarray, "N T K"]:
         """The SAE's activations of the labelled latents, float16; 0 where there is no label."""
         return self._columns.read(split, STRENGTHS, window_ids)
 

@@ -168,11 +168,16 @@ class SparseAutoencoder(nn.Module):
         return (slice(first, first + size) for first in range(0, tokens, size))
 
     @torch.no_grad()
-    def encode(self, x: Float[Tensor, "N D"]) -> tuple[Float[Tensor, "N W"], Int[Tensor, "N W"]]:
+    def encode(self, x: Float[Tensor, "*N D"]) -> tuple[Float[Tensor, "*N W"], Int[Tensor, "*N W"]]:
         """Values (≥ 0) and indices of the active latents, strongest first; an entry of value 0 is not active.
 
         W is k, or where a threshold decides, the most active latents that any of these tokens has (at least 1).
+        All latents, as SAELens' ``encode`` returns them: :meth:`dense`.
         """
+        if x.dim() != 2:
+            values, indices = self.encode(x.reshape(-1, x.shape[-1]))
+            shape = (*x.shape[:-1], values.shape[1])
+            return values.view(shape), indices.view(shape)
         parts = [self.activation(self.pre_activations(x[chunk])) for chunk in self.chunks(len(x))]
         if not parts:
             empty = x.new_empty(0, self.k or 1, dtype=torch.float32)
@@ -184,15 +189,27 @@ class SparseAutoencoder(nn.Module):
         )
         return values, indices
 
+    def dense(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N C"]:
+        """Every latent's value, most of them 0."""
+        values, indices = self.encode(x)
+        # What fills a token up has index 0 and value 0: it adds nothing.
+        return values.new_zeros(*x.shape[:-1], self.latents).scatter_add_(-1, indices, values)
+
     @torch.no_grad()
     def decode(
         self,
-        values: Float[Tensor, "N W"],
-        indices: Int[Tensor, "N W"],
-        of: Float[Tensor, "N D"] | None = None,
-    ) -> Float[Tensor, "N D"]:
+        values: Float[Tensor, "*N W"],
+        indices: Int[Tensor, "*N W"],
+        of: Float[Tensor, "*N D"] | None = None,
+    ) -> Float[Tensor, "*N D"]:
         """The reconstruction, float32. ``of``: the activations that were encoded, whose μ and σ the reconstruction
         takes back; raises :class:`ValueError` when it is needed and not given."""
+        if indices.dim() != 2:
+            width = indices.shape[-1]
+            flat = None if of is None else of.reshape(-1, self.width)
+            return self.decode(values.reshape(-1, width), indices.reshape(-1, width), flat).view(
+                *indices.shape[:-1], self.width
+            )
         out = F.embedding_bag(indices, self.W_dec, per_sample_weights=values, mode="sum") + self.b_dec
         if self.normalise == "none":
             return out
@@ -201,7 +218,11 @@ class SparseAutoencoder(nn.Module):
         _, mean, deviation = self.normalised(of)
         return out * deviation + mean
 
-    def reconstruct(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    def reconstruct(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
         """decode(encode(x)), float32."""
         values, indices = self.encode(x)
         return self.decode(values, indices, x)
+
+    def forward(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
+        """As :meth:`reconstruct`."""
+        return self.reconstruct(x)

@@ -20,6 +20,7 @@ from cocomix.concepts.plain_head import plain_head
 from cocomix.concepts.teacher_files import TeacherFiles, find_teacher
 from cocomix.data.dataset import Dataset
 from cocomix.data.tokenizer import TOKENIZER_FILES, first_line, tokenizer_hash, tokenizer_in
+from cocomix.devices import pick_device
 from cocomix.errors import UserError
 from cocomix.ops.activations import fuse_activations
 from cocomix.ops.heads import linear_nll
@@ -56,7 +57,11 @@ class _Enough(Exception):
 
 
 class Teacher:
-    """A causal language model in evaluation mode, its parameters frozen, named by one block."""
+    """A causal language model in evaluation mode, its parameters frozen, named by one block.
+
+    It is the model that is given, and stays so: evaluation mode, no gradients, activations (and where SDPA would be
+    wrong, attention) exchanged for equal ones.
+    """
 
     def __init__(
         self,
@@ -257,25 +262,37 @@ def pick_dtype(dtype: str, device: torch.device) -> str:
     return dtype if dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
 
 
-def load_teacher(name: str, block: int, dataset: Dataset, window: int, device: torch.device, dtype: str) -> Teacher:
-    """The model ``name`` (what :func:`cocomix.concepts.teacher_files.find_teacher` knows), checked against the dataset.
+def load_teacher(
+    name: str,
+    block: int,
+    dataset: Dataset | None = None,
+    window: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: str = "auto",
+) -> Teacher:
+    """The model ``name`` (what :func:`cocomix.concepts.teacher_files.find_teacher` knows), checked against the dataset
+    where one is given.
 
-    The weights of a GGUF file are dequantised to ``dtype``. Raises :class:`UserError` when it is no causal language
-    model (or one that sees what comes), its files are not whole, its tokenizer is not the dataset's, its context is
-    shorter than ``window``, or ``block`` is outside.
+    ``dtype``: float32, bfloat16, or auto as :func:`pick_dtype`; the weights of a GGUF file are dequantised to it.
+    Raises :class:`UserError` when it is no causal language model (or one that sees what comes), its files are not
+    whole, its tokenizer is not the dataset's, its context is shorter than ``window``, or ``block`` is outside.
     """
+    device = pick_device(str(device))
+    dtype = pick_dtype(dtype, device)
     files = find_teacher(name)
     files.check_whole(name)
-    _check_tokenizer(files, name, dataset)
+    if dataset is not None:
+        _check_tokenizer(files, name, dataset)
     teacher = Teacher(_load(files, name, dtype).to(device), block, name, files.fingerprint(), files.quantisation())
-    teacher.check_fits(dataset, window)
+    if dataset is not None:
+        teacher.check_fits(dataset, window)
     refuse_bidirectional(teacher, window)
     return teacher
 
 
 def refuse_bidirectional(teacher: Teacher, window: int) -> None:
     """Raises :class:`UserError` when tokens change with those behind them: labels would know what they foretell."""
-    tokens = torch.arange(min(16, window, teacher.config.vocab_size // 2))
+    tokens = torch.arange(min(16, window or 16, teacher.config.vocab_size // 2))
     half = len(tokens) // 2
     others = torch.cat([tokens[:half], tokens[half:] + len(tokens)])
     one, other = (teacher.activations(ids[None])[0, :half].float() for ids in (tokens, others))
@@ -292,6 +309,7 @@ def _load(files: TeacherFiles, name: str, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    bar_was_on = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     where = {"use_safetensors": True} if files.gguf is None else {"gguf_file": files.gguf.name}
     # transformers shows a bar of its own over a GGUF file's tensors
@@ -311,6 +329,9 @@ def _load(files: TeacherFiles, name: str, dtype: str) -> Any:
             f"teacher={name} cannot be loaded as a causal language model of transformers ({first_line(error)}): "
             "give a model's folder or hub id"
         ) from error
+    finally:
+        if bar_was_on:
+            logging.enable_progress_bar()
     model, report = loaded
     if report["missing_keys"] or report["mismatched_keys"]:
         missing = ", ".join(sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[:3])

@@ -7,6 +7,7 @@ shard's own order. What the columns belong to (dataset, window length) stands in
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -132,8 +133,13 @@ class Columns:
         ends, _ = self._splits[split]
         return int(ends[-1]) if len(ends) else 0
 
-    def read(self, split: str, column: str, window_ids: Int[np.ndarray, " N"]) -> Shaped[np.ndarray, "N T W"]:
+    def read(
+        self, split: str, column: str, window_ids: Int[np.ndarray, " N"] | Sequence[int]
+    ) -> Shaped[np.ndarray, "N T W"]:
         """The column's values for windows of ``split``, [N, window, width], in the column's dtype."""
+        if split not in self._splits:
+            raise UserError(f"there is no split {split}: {self._folder} has {', '.join(self._splits)}")
+        window_ids = np.asarray(window_ids, dtype=np.int64)
         ends, _ = self._splits[split]
         maps = self._maps[split, column]
         if len(window_ids) and not 0 <= window_ids.min() <= window_ids.max() < (ends[-1] if len(ends) else 0):

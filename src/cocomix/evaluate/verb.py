@@ -33,7 +33,9 @@ def dataset_of(model: str) -> Path:
 
 
 def evaluate(settings: EvalSettings) -> Perplexity:
-    """Perplexity as ``settings`` say; refuses a dataset that another tokenizer made."""
+    """Perplexity as ``settings`` say; refuses a dataset that another tokenizer made, and ``tasks``."""
+    if settings.tasks is not None:
+        raise UserError("tasks= asks for benchmarks: call cocomix.evaluate.benchmarks.run_benchmarks, or leave it out")
     dataset = Dataset.open(settings.data or dataset_of(settings.model))
     model, tokenizer = load_model(settings.model, settings.device)
     if tokenizer_hash(tokenizer) != dataset.tokenizer_hash:

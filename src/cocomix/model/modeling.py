@@ -169,6 +169,9 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         """
         if input_ids is None:
             raise ValueError("input_ids are wanted (input embeddings are not supported)")
+        for name in ("output_hidden_states", "output_attentions"):
+            if unused.get(name):
+                raise ValueError(f"{name}=True is not supported: put a hook on model.blocks[i] (docs/method.md, Hooks)")
         cache = past_key_values if cache is None else cache
         if self.training and torch.is_grad_enabled() and getattr(self.blocks[0], "gradient_checkpointing", False):
             use_cache, cache = False, None  # a block that is run again in the backward pass would fill it twice
@@ -185,6 +188,8 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         output = CoCoMixOutput()
         if mixed is not None:
             output = CoCoMixOutput(concept_nll=mixed.nll, concept_logits=mixed.logits, state=mixed.state)
+            if not self.training:  # DDP would take the compression for used where nothing is mixed in
+                output["concept_vector"] = mixed.vector
         if use_cache:
             output[CACHE_ARGUMENT] = cache
         if targets is not None:

@@ -31,6 +31,8 @@ class CoCoMixOutput(ModelOutput):
     """The mixer's guess of the teacher's state [B, T, S]."""
     concept_logits: Tensor | None = None
     """z [B, T, C], after edits."""
+    concept_vector: Tensor | None = None
+    """ĉ [B, T, D], what the mixer makes for each token; None while the model trains."""
     cache: Any = None
     """Keys and values of all tokens so far: one entry a token below the insertion, two above (insert, memory)."""
     if CACHE_ARGUMENT == "past_key_values":  # older transformers; generate() reads the one it knows

@@ -33,17 +33,37 @@ class Contributions(NamedTuple):
 
 def contributions(
     model: CoCoMixForCausalLM,
-    ids: Int[Tensor, " T"],
-    concepts: Int[Tensor, "T N"],
-    mixed: Int[Tensor, "T K"],
+    ids: Int[Tensor, "... T"],
+    concepts: Int[Tensor, "... T N"] | None = None,
+    mixed: Int[Tensor, "... T K"] | None = None,
     first: int = 0,
 ) -> Contributions:
     """Measured token by token: behind the unedited past, kept in a cache, the variants of one token run as a batch.
 
-    M batches of N + 2 rows, where one variant after another would be M·N texts. Tokens before ``first`` are only read.
+    ``ids`` of one text, [T] or [1, T]; ``mixed``: the concepts that are mixed at each token, asked of the model where
+    not given; ``concepts``: those to measure, by default the mixed ones; one that is not mixed gets 0. Row t is about
+    token ``first`` + t and the one behind it, M = T − 1 − ``first``; tokens before ``first`` are only read. Results are
+    float32 on the CPU. M batches of N + 2 rows, where one variant after another would be M·N texts. Raises
+    :class:`ValueError` for several texts.
     """
+    ids = _of_one_text(ids, 1, "ids")
+    if mixed is None:
+        with torch.no_grad():
+            logits = model(input_ids=ids.to(model.device).unsqueeze(0), logits_to_keep=1).concept_logits
+        assert logits is not None
+        mixed = logits.topk(model.config.concept_k, dim=-1).indices
+    mixed = _of_one_text(mixed, 2, "mixed")
+    concepts = mixed if concepts is None else _of_one_text(concepts, 2, "concepts")
     parts = [_pass(model, ids, part, mixed, first) for part in concepts.split(ROWS - 2, dim=1)]
     return Contributions(parts[0].log_probability, torch.cat([part.concepts for part in parts], 1), parts[0].together)
+
+
+def _of_one_text(given: Tensor, dimensions: int, name: str) -> Tensor:
+    if given.dim() == dimensions + 1 and len(given) == 1:
+        given = given[0]
+    if given.dim() != dimensions:
+        raise ValueError(f"{name} of one text are wanted, {dimensions} dimensions; these are {list(given.shape)}")
+    return given
 
 
 def _pass(

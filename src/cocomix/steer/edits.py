@@ -1,7 +1,7 @@
 """Edits of predicted concepts, put on a model from outside: before TopK, on the concept logits z.
 
-Shapes: B rows, T new tokens, C concepts. Threads steer one model side by side, each sees its own edits alone: the model
-has one edit point, and what stands there asks the thread that calls.
+Shapes: B rows, T new tokens, C concepts. Threads and asyncio tasks steer one model side by side, each sees its own
+edits alone: the model has one edit point, and what stands there asks the context (:mod:`contextvars`) that calls.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,8 +30,9 @@ from cocomix.steer.rows import RowEdits
 
 __all__ = ["Edit", "check_steers", "parse_edit", "steering"]
 
-Edits = Sequence[Edit] | Sequence[Sequence[Edit]]
-"""Edits of every row, or those of each request; a request has one row or more of a batch, all of the same number."""
+Edits = Edit | str | Sequence[Edit | str] | Sequence[Sequence[Edit | str]]
+"""Edits of every row, or those of each request; a request has one row or more of a batch, all of the same number. A
+text is read by :func:`parse_edit`."""
 
 PADDED = -1
 """Position of a token that is padding."""
@@ -39,15 +42,18 @@ PADDED = -1
 def steering(
     model: CoCoMixForCausalLM,
     edits: Edits,
-    prompt: Sequence[int] | None = None,
+    prompt: int | Sequence[int] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Iterator[None]:
-    """Within the context this thread runs the model with the edits; no edits leave it exactly as it is.
+    """Within the context its caller runs the model with the edits; no edits leave it exactly as it is. Contexts within
+    each other add up, the outer edits first.
 
-    ``edits`` are those of every row, or a list for each request: of R requests in B rows, row r belongs to request
-    r // (B/R), as ``generate`` repeats rows for beams and samples. Spans count the tokens of a row without padding,
-    with a cache as without. ``prompt``: tokens of each prompt, wanted where a span or a stop counts from its end;
-    ``tokenizer``: wanted for stops, which need rows that stay in their order (beams do not).
+    Another thread is not steered, unless it is started with ``contextvars.copy_context().run``, and then as long as
+    the context lasts. ``edits``, also as they are written (``"12=x5"``), are those of every row, or a list for each
+    request: of R requests in B rows, row r belongs to request r // (B/R), as ``generate`` repeats rows for beams and
+    samples. Spans count the tokens of a row without padding, with a cache as without. ``prompt``: tokens of each prompt
+    without padding (one number: of all), wanted where a span or a stop counts from its end; ``tokenizer``: wanted for
+    stops, which need rows that stay in their order (beams do not).
 
     Raises :class:`UserError` for a model that no edit changes, a concept outside its dictionary and strengths that are
     no numbers, :class:`ValueError` where something is wanted and missing.
@@ -59,25 +65,33 @@ def steering(
     for edit in itertools.chain(*requests):
         check_edit(edit, model.config.num_concepts)
     wanted = [[edit for edit in request if not edit.changes_nothing] for request in requests]
-    rows = RowEdits(wanted, prompt, tokenizer)
+    rows = RowEdits(wanted, [prompt] if isinstance(prompt, int) else prompt, tokenizer)
     if not any(wanted):
         yield
         return
     station = _station(model.mixer.edit_point)
-    mine = _Here.of(station.key)
-    mine.append(rows)
+    mine = _Steered(station.key, rows)
+    _steered.set((*_steered.get(), mine))
     try:
         with station.manned(model):
             yield
     finally:
-        mine.remove(rows)
+        mine.ended = True
+        # Not by a token: a generator may end in another context than it began in.
+        _steered.set(tuple(other for other in _steered.get() if other is not mine))
 
 
 def check_steers(model: Any, name: str = "this model") -> None:
     """Raises :class:`UserError` for a model that predicts no concepts, and for one that mixes none of them in: edits
     would change nothing. ``name`` says which model."""
-    if not isinstance(getattr(model, "mixer", None), ConceptMixer):
-        raise UserError(f"{name} predicts no concepts: leave --steer out, or give a run with concepts")
+    mixer = getattr(model, "mixer", None)
+    if not isinstance(mixer, ConceptMixer):
+        if type(mixer).__name__ == ConceptMixer.__name__:  # trust_remote_code
+            raise UserError(
+                f"{name} runs the code that lies in its export, which is not steered: load it with "
+                "cocomix.model.load.load_concept_model"
+            )
+        raise UserError(f"{name} predicts no concepts: leave the edits out, or give a run with concepts")
     if model.config.mixing == "none":
         raise UserError(
             f"{name} mixes no concepts into its stream (model.mixing=none), so that edits change nothing: give a run "
@@ -87,9 +101,15 @@ def check_steers(model: Any, name: str = "this model") -> None:
 
 def by_request(edits: Edits) -> list[list[Edit]]:
     """The edits of each request; of one, where they are every row's."""
-    if all(isinstance(edit, Edit) for edit in edits):
-        return [list(edits)]  # type: ignore[arg-type]
-    return [list(request) for request in edits]  # type: ignore[arg-type]
+    if isinstance(edits, Edit | str):
+        return [[_read(edits)]]
+    if all(isinstance(edit, Edit | str) for edit in edits):
+        return [[_read(edit) for edit in edits]]  # type: ignore[arg-type]
+    return [[_read(edit) for edit in request] for request in edits]  # type: ignore[union-attr]
+
+
+def _read(edit: Edit | str) -> Edit:
+    return parse_edit(edit) if isinstance(edit, str) else edit
 
 
 def check_edit(edit: Edit, concepts: int) -> None:
@@ -99,16 +119,22 @@ def check_edit(edit: Edit, concepts: int) -> None:
         raise UserError(f"concept {edit.concept} is outside the dictionary: ids go from 0 to {concepts - 1}")
 
 
+@dataclass(eq=False)
+class _Steered:
+    """Edits at the edit point ``key``; a copied context may outlast them."""
+
+    key: int
+    rows: RowEdits
+    ended: bool = False
+
+
+_steered: ContextVar[tuple[_Steered, ...]] = ContextVar("steered", default=())
+
+
 class _Here(threading.local):
-    """What this thread steers, and which tokens its model is about to see."""
+    """Which tokens the model that this thread runs is about to see, and at which places."""
 
-    def __init__(self) -> None:
-        self.call: tuple[Tensor, Tensor] | None = None
-        self.steered: dict[int, list[RowEdits]] = {}
-
-    @staticmethod
-    def of(key: int) -> list[RowEdits]:
-        return _here.steered.setdefault(key, [])
+    call: tuple[Tensor, Tensor] | None = None
 
 
 _here = _Here()
@@ -186,8 +212,9 @@ def _edited(logits: Float[Tensor, "B T C"], key: int) -> Float[Tensor, "B T C"]:
     if call is None or call[0].shape != logits.shape[:2]:  # the mixer alone was called
         places = torch.arange(logits.shape[1], device=logits.device).expand(logits.shape[:2])
         call = torch.full_like(places, -1), places
-    for rows in _here.steered.get(key, ()):
-        logits = rows.apply(logits, *call)
+    for mine in _steered.get():
+        if mine.key == key and not mine.ended:
+            logits = mine.rows.apply(logits, *call)
     return logits
 
 

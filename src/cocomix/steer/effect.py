@@ -56,12 +56,13 @@ def _log_shares(
     model: CoCoMixForCausalLM, inputs: Int[Tensor, "B T"], edits: Sequence[Edit], tokens: Sequence[int]
 ) -> Float[Tensor, "B T"]:
     """log Σ_{token} p(token) at every position."""
-    chosen = torch.tensor(list(tokens))
+    chosen = torch.tensor(list(tokens), device=model.device)
     a_window = (model.config.num_concepts + model.config.text_config.vocab_size) * inputs.shape[1]
     found = []
     with torch.no_grad(), steering(model, edits):
         for part in inputs.split(max(1, LOGITS_AT_ONCE // a_window)):
-            logits = model(input_ids=part).logits
+            logits = model(input_ids=part.to(model.device)).logits
             assert logits is not None
+            logits = logits.float()
             found.append(logits[..., chosen].logsumexp(-1) - logits.logsumexp(-1))
     return torch.cat(found)

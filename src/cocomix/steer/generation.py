@@ -41,7 +41,13 @@ def generate(
     """Continuations of ``prompt``: ``{"prompt", "edits", "unsteered": [text…], "steered": [text…] | None}``.
 
     ``streamers``: what is told of the tokens as they come (transformers' streamers), first of the unsteered text.
+    Loads the model: a :class:`Generator` keeps it. Raises :class:`UserError` for ``prompts``.
     """
+    if settings.prompts is not None:
+        raise UserError(
+            f"prompts={settings.prompts} beside a prompt: leave one out, or call generate_many(settings, "
+            "read_requests(settings.prompts))"
+        )
     return Generator(settings).answer([Request(prompt, tuple(edits))], streamers)[0]
 
 

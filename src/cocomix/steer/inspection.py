@@ -90,8 +90,13 @@ def inspect(settings: InspectSettings, text: str) -> dict[str, Any]:
 
     With ``contributions`` a concept has ``contribution``, a token has ``log_probability`` of its next token and the
     ``contribution`` of all that are mixed, in nats (None at the last token); with ``teacher`` a concept has
-    ``teacher``, its strength there, 0 where it is not active.
+    ``teacher``, its strength there, 0 where it is not active. Raises :class:`UserError` for ``picture``.
     """
+    if settings.picture is not None:
+        raise UserError(
+            f"picture={settings.picture} is the command line's: leave it out and call "
+            "cocomix.report.inspection.write_inspection with the tokens"
+        )
     model, tokenizer = load_concept_model(settings.model, str(pick_device(settings.device)))
     if settings.contributions:
         check_steers(model, f"contributions=true: model={settings.model}")

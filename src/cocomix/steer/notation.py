@@ -123,7 +123,7 @@ def parse_edit(text: str) -> Edit:
     shown = repr(text) if len(text) <= 80 else f"{text[:80]!r}…"
     match = _FORM.fullmatch(text)
     if match is None:
-        raise UserError(f"--steer {shown} is no edit: {FORMS}")
+        raise UserError(f"{shown} is no edit: {FORMS}")
     kind, written = next((k, match[k]) for k in ("scale", "set", "add", "clamp", "ablate") if match[k] is not None)
     unit: Unit = "usual" if kind in ("set", "add", "clamp") and written.endswith("u") else "raw"
     numbers = (written.removesuffix("u") if unit == "usual" else written).split(":")
@@ -131,7 +131,7 @@ def parse_edit(text: str) -> Edit:
         values = [] if kind == "ablate" else [_read_number(number, kind) for number in numbers]
         start, end = _read_span(match["span"])
     except ValueError as error:
-        raise UserError(f"--steer {shown}: {error}; {FORMS}") from None
+        raise UserError(f"{shown}: {error}; {FORMS}") from None
     given = {"low": values[0], "high": values[1]} if kind == "clamp" else {"value": values[0]} if values else {}
     edit = Edit(int(match["concept"]), kind, unit=unit, start=start, end=end, until=match["until"], **given)  # type: ignore[arg-type]
     edit.check()

@@ -35,8 +35,13 @@ class JsonLines:
         self._file.close()
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file; what a killed process left torn at the end is left out."""
+def read_lines(path: Path | str) -> list[dict[str, Any]]:
+    """The whole lines of a file; what a killed process left torn at the end is left out.
+
+    Of ``metrics.jsonl``, a line every ``log_every`` steps: ``step``, ``tokens``, ``losses`` by name (training, nats a
+    token or label), ``lr``, ``seconds`` and others; of ``evals.jsonl``: held-out ``loss`` and others.
+    """
+    path = Path(path)
     if not path.is_file():
         return []
     lines = []

@@ -196,7 +196,8 @@ class Run:
                 remove_half_written(self.folder)
                 write_text(recipe, dump_yaml(self.settings))
                 write_json(self.folder / ENVIRONMENT, _environment(self.device, self.settings, world))
-                write_json(self.folder / "run.json", self.describe(False))
+                if not (there and self.budget.over(self.counters)):  # what is finished stays so
+                    write_json(self.folder / "run.json", self.describe(False))
 
     def _go_on(self, step: int | None) -> None:
         folder, damaged = last_whole(self.folder, self.world, step)
@@ -286,7 +287,11 @@ class Run:
 
 
 def open_run(folder: str, **changes: Any) -> Run:
-    """The run of a folder as its recipe says, at no checkpoint yet; raises :class:`UserError` where there is none."""
+    """The run of a folder as its recipe says, to train on: its weights are random until :meth:`Run.resume`. A trained
+    model comes from :func:`cocomix.model.load.load_model`, a checkpoint's from :func:`cocomix.train.verb.export_run`.
+
+    Reseeds torch. Raises :class:`UserError` where there is no run.
+    """
     recipe = Path(folder) / "recipe.yaml"
     if not recipe.is_file():
         raise UserError(f"{folder} is no run: give a folder that 'cocomix train' wrote")

@@ -13,7 +13,7 @@ from cocomix.errors import UserError
 from cocomix.files import read_json
 from cocomix.progress import say
 from cocomix.train.alone import alone_in
-from cocomix.train.checkpoint import COUNTERS, checkpoint_folders, last_whole, load_weights, tensor_sizes
+from cocomix.train.checkpoint import COUNTERS, checkpoint_folders, last_whole, load_weights, step_of, tensor_sizes
 from cocomix.train.counters import Counters
 from cocomix.train.loop import fit
 from cocomix.train.metrics import read_lines
@@ -25,8 +25,9 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     """Runs or resumes a training; a finished one returns soon. Returns the run's description and last evaluation.
 
     Under torchrun the work of all ranks. Raises :class:`UserError`, on all ranks, for what a user can mend,
-    :class:`cocomix.stopping.Stopped` after a checkpoint when a signal asked any rank to stop, and
-    :class:`cocomix.dist.world.RankLost` when a rank died or hangs.
+    :class:`cocomix.stopping.Stopped` after a checkpoint when a signal asked any rank to stop (Ctrl-C, a notebook's
+    interrupt; an Exception: where you catch those, let it through), and :class:`cocomix.dist.world.RankLost` when a
+    rank died or hangs. Reseeds torch; freed memory stays with the process.
     """
     keep_freed_memory()
     with joined(settings.dist.timeout, settings.device) as world, world.watching(), ExitStack() as held:
@@ -54,16 +55,24 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         return {**run.describe(True), "folder": str(run.folder), "evaluation": lines[-1] if lines else None}
 
 
-def export_run(folder: str, out: str | None) -> dict[str, Any]:
-    """Exports a run's last whole checkpoint to ``out`` (default: its ``export/``), finished or not."""
+def export_run(folder: Path | str, out: str | None = None, step: int | None = None) -> dict[str, Any]:
+    """Exports a run's last whole checkpoint to ``out`` (default: its ``export/``), finished or not; with ``step`` the
+    checkpoint of that step (default: to ``export-STEP/``). Returns folder, class and tokens seen.
+
+    Raises :class:`UserError` where there is no such checkpoint.
+    """
+    folder = str(folder)
     if not (Path(folder) / "recipe.yaml").is_file() or not checkpoint_folders(Path(folder)):
         raise UserError(f"{folder} is no run with a checkpoint: give a folder that 'cocomix train' wrote")
-    last, _ = last_whole(Path(folder), World())
+    known = [step_of(checkpoint) for checkpoint in checkpoint_folders(Path(folder))]
+    if step is not None and step not in known:
+        raise UserError(f"step={step}: {folder} has no checkpoint of that step, only of {', '.join(map(str, known))}")
+    last, _ = last_whole(Path(folder), World(), step)
     assert last is not None
     run = open_run(folder, **_weights_alone(folder, last))
     load_weights(last, run.model)
     run.counters = Counters(**read_json(last / COUNTERS, "a checkpoint's counters"))
-    target = Path(out) if out else run.folder / "export"
+    target = Path(out) if out else run.folder / ("export" if step is None else f"export-{step}")
     run.export(target)
     name = read_json(target / "config.json", "a model's configuration")["architectures"][0]
     return {"folder": str(target), "class": name, "tokens": run.counters.tokens}
