@@ -8,12 +8,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from importlib.metadata import version
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from cocomix.data.hub import UNREACHABLE
@@ -103,7 +105,7 @@ def harness_tasks(name: str, limit: int | None, include: str | None) -> list[Har
     with quiet_harness():
         manager = _index(plain, include)
         if plain not in manager.all_tasks:
-            known = [*TASKS, *ALIASES, *manager.all_tasks]
+            known = [*TASKS, *ALIASES, *manager.all_tasks, *_names()]
             raise UserError(
                 f"tasks={name}: neither this package nor lm-eval {version('lm-eval')} has such a task"
                 f"{near_name(plain, known)}; 'lm_eval ls tasks' lists lm-eval's"
@@ -123,14 +125,19 @@ def harness_tasks(name: str, limit: int | None, include: str | None) -> list[Har
 
 
 def _index(name: str, include: str | None) -> Any:
-    """The harness's index that knows ``name``. Its own definitions are thousands, so one more of the user's is looked
-    for alone at first; a group may be made of both."""
+    """An index of the harness that knows ``name``, where any does.
+
+    Its own definitions are thousands and take it long to read, so at first it reads those folders alone that say the
+    name. A group's tasks may come from everywhere.
+    """
     from lm_eval.tasks import TaskManager
 
-    if include is None:
-        return _own_index()
-    added = TaskManager(include_path=include, include_defaults=False)
-    return added if name in added.all_subtasks else TaskManager(include_path=include)
+    said = re.compile(rb"(?<![\w-])%s(?![\w-])" % re.escape(name.encode()))
+    folders: dict[Path | str, None] = dict.fromkeys(folder for folder, text in _definitions() if said.search(text))
+    few = TaskManager(include_path=[*folders, *([include] if include else [])], include_defaults=False)
+    if name in few.all_subtasks or name not in few.all_tasks:
+        return few
+    return TaskManager(include_path=include) if include else _own_index()
 
 
 @cache
@@ -138,6 +145,22 @@ def _own_index() -> Any:
     from lm_eval.tasks import TaskManager
 
     return TaskManager()
+
+
+def _definitions() -> Iterator[tuple[Path, bytes]]:
+    """The text of each of the harness's own definitions, and the folder that it is to read for it."""
+    import lm_eval.tasks
+
+    for folder in sorted(path for path in Path(lm_eval.tasks.__file__).parent.iterdir() if path.is_dir()):
+        for path in folder.rglob("*"):
+            if path.suffix in (".yaml", "") and path.is_file():  # what definitions include has no suffix
+                yield folder, path.read_bytes()
+
+
+def _names() -> list[str]:
+    """What may be the name of a task or a group: near enough to tell what a misspelt one was to be."""
+    names = re.compile(rb"^[\"']?(?:task|group)[\"']?: *[\"']?([\w.:+-]+)", re.MULTILINE)
+    return sorted({name.decode() for _, text in _definitions() for name in names.findall(text)})
 
 
 def _no_data(name: str, error: Exception) -> UserError:
