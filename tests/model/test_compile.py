@@ -23,7 +23,8 @@ for family, mixing in (pair.split("-") for pair in sys.argv[2:]):
     model = tiny_model(family, mixing=mixing)
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     worst = 0.0
-    for arguments in ({}, {"attention_mask": mask}):
+    # Without the compiler's own kernels a graph without a mask is met in training, below.
+    for arguments in ({}, {"attention_mask": mask}) if backend == "inductor" else ({"attention_mask": mask},):
         with torch.no_grad():
             a, b = (m(ids, **arguments).logits for m in (model, compiled))
         worst = max(worst, (a - b)[arguments.get("attention_mask", torch.ones_like(ids)).bool()].abs().max().item())

@@ -21,6 +21,7 @@ from cocomix.errors import UserError
 from cocomix.losses.terms import loss_terms
 from cocomix.stopping import Stopped, StopRequest
 from cocomix.testing.models import tiny_model
+from cocomix.testing.text import tiny_dataset
 from cocomix.train.alone import LOCK, alone_in
 from cocomix.train.build import build_optimizers, learning_rate
 from cocomix.train.checkpoint import Checkpoints, checkpoint_folders, read_tensors
@@ -70,16 +71,16 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(Checkpoints, "finish", finish_and_die)
 
 
-# The dataset's train split has about 900 windows of 32: with 140 windows a step, step 7 ends in the second epoch.
 @pytest.mark.parametrize(
     ("dies_at", "batch", "dropout", "precision"),
-    [(4, 4, 0.0, "bf16"), (4, 4, 0.1, "fp32"), (7, 140, 0.1, "fp32")],
-    ids=["in-bf16", "with-dropout", "behind-its-end"],
+    [(4, 4, 0.0, "bf16"), (4, 4, 0.1, "fp32"), (7, 28, 0.1, "fp32")],
+    ids=["in-bf16", "with-dropout", "behind-the-datas-end"],
 )
 def test_resumed_run_equals_straight_run(dataset, tmp_path, monkeypatch, dies_at, batch, dropout, precision):
     words = [f"batch_windows={batch}", f"model.backbone.resid_pdrop={dropout}", "checkpoint.number=10", "threads=2"]
     words.append(f"precision={precision}")
-    if batch == 140:
+    if batch == 28:
+        dataset = tiny_dataset(tmp_path / "data", documents=10)
         assert dies_at * batch > dataset.split("train").count(dataset.window) > batch
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     train(settings(dataset, straight, *words))
