@@ -21,7 +21,7 @@ class Stream(NamedTuple):
 class TwoATokenLayer(DynamicLayer):
     """A cache's layer with two entries a token: assisted decoding takes tokens back."""
 
-    def crop(self, tokens_to_remove: int) -> None:
+    def crop(self, tokens_to_remove: Any) -> None:  # an int or, with older versions of transformers, a tensor
         super().crop(2 * tokens_to_remove)
 
 
