@@ -40,7 +40,7 @@ from cocomix.sweep.settings import SweepSettings
 from cocomix.sweep.sweep import finished, run_sweep
 from cocomix.train.fault import RECORD
 from study_measure import STEERING, kept_steering, measure_concepts, measure_sources, score_steering
-from study_times import measure_times, timed
+from study_times import finished_runs, measure_times, timed
 
 METHODS: dict[str, dict[str, Any]] = {
     "ntp": {"recipe": "tiny/ntp"},
@@ -399,8 +399,8 @@ def first_of_each(plan: Plan) -> dict[str, Path]:
     """Method → a run of it, of the main stage where there is one."""
     found: dict[str, Path] = {}
     for name in ("main", "short"):
-        for path in sorted((plan.folder / name).glob("*/run.json")):
-            found.setdefault(load_run(path.parent).method, path.parent)
+        for run in finished_runs(plan.folder / name):
+            found.setdefault(load_run(run).method, run)
     return found
 
 
@@ -409,9 +409,7 @@ def report(plan: Plan, source: Path, without: list[str]) -> None:
     from cocomix.compare.comparison import compare
     from cocomix.report.page import write_comparison
 
-    folders = {
-        name: sorted(path.parent for path in (plan.folder / name).glob("*/run.json")) for name in ("main", "short")
-    }
+    folders = {name: finished_runs(plan.folder / name) for name in ("main", "short")}
     times = read_json(plan.folder / "times.json", "times")
     searched = read_json(plan.folder / "search.json", "a search")
     for name, runs in folders.items():
@@ -419,6 +417,8 @@ def report(plan: Plan, source: Path, without: list[str]) -> None:
         write_comparison(found, plan.folder / "report" / name)
     shifted = [run for run in folders["short"] if run.name.removesuffix("-s0").removesuffix("_shifted") in SHIFTED]
     shifted += [run for run in folders["short"] if run.name == "ntp-s0"]
+    if not (plan.folder / "teacher-shifted-sae").is_dir():  # a report of what there is so far
+        shifted = []
     splits = read_json(plan.data / "dataset.json", "a dataset")["splits"]
     known = {
         "plan": {**vars(plan), "folder": plan.folder.name, "step_tokens": plan.step_tokens},
@@ -439,7 +439,7 @@ def rates_found(plan: Plan, chosen: dict[str, float]) -> dict[str, float | None]
     """Losses of the methods that begin slowly at every rate that has seen the longer budget, first seed."""
     seed = plan.seeds[0]
     runs = {f"{name}-{chosen[name]:g}-s{seed}": plan.folder / "main" / f"{name}-s{seed}" for name in SLOW}
-    runs |= {path.parent.name: path.parent for path in (plan.folder / "rates").glob("*/run.json")}
+    runs |= {run.name: run for run in finished_runs(plan.folder / "rates")}
     return {name: finite(last_loss(run)) for name, run in runs.items()}
 
 

@@ -25,7 +25,7 @@ from cocomix.files import read_json, write_text
 from cocomix.report.plots import loss_plot
 from cocomix.report.steering import METHODS
 from cocomix.report.steering_plot import steering_plot
-from study_times import timed
+from study_times import finished_runs, timed
 
 AXES = {
     "tokens": "tokens",
@@ -69,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def comparison_of(folder: Path, stage: str, study: Mapping[str, Any]) -> Comparison:
     """The runs of a stage, their seconds put in terms of the stage ``times``."""
-    runs = [timed(load_run(path.parent), study["times"]) for path in sorted((folder / stage).glob("*/run.json"))]
+    runs = [timed(load_run(run), study["times"]) for run in finished_runs(folder / stage)]
     return compare(runs, baseline="ntp")
 
 
@@ -131,6 +131,7 @@ def main_table(comparison: Comparison, study: Mapping[str, Any]) -> list[str]:
         rows.append(
             [
                 method["name"],
+                f"{len(comparison.of(method['name']))}",
                 f"{method['parameters']['active'] / 1e6:.2f}M",
                 f"{run['flops']['student'] / base['flops']['student']:.2f}",
                 f"{steps[method['name']] / steps[comparison.baseline]:.2f}" if method["name"] in steps else "–",
@@ -141,6 +142,7 @@ def main_table(comparison: Comparison, study: Mapping[str, Any]) -> list[str]:
         )
     heads = [
         "method",
+        "seeds",
         "active",
         "FLOPs ×",
         "time ×",

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cocomix.compare.runs import Cost, Run, Upstream
+from cocomix.compare.runs import Cost, Run, Upstream, load_run
 from cocomix.concepts.online import OnlineLabels
 from cocomix.concepts.online_teacher import OnlineTeacher
 from cocomix.concepts.probabilities import PROBS
@@ -33,6 +33,12 @@ from cocomix.train.settings import TrainSettings
 from cocomix.train.step import train_step
 
 FILE = "times.json"
+
+
+def finished_runs(stage: Path) -> list[Path]:
+    """Runs of a stage that are done, by name."""
+    runs = [path.parent for path in sorted(stage.glob("*/run.json"))]
+    return [run for run in runs if load_run(run).manifest.finished]
 
 
 def measure_times(

@@ -67,7 +67,7 @@ def made_steering() -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A finished study with made-up curves: add is better than ntp in every seed, pause worse."""
+    """A study with made-up curves: add is better than ntp in every seed, pause worse, and one of kd still runs."""
     from cocomix.files import write_json
     from cocomix.testing.run_folders import MadeUpRun
 
@@ -82,6 +82,7 @@ def folder(tmp_path) -> Path:
                 MadeUpRun(method=method, seed=seed, losses=losses, **more).write(
                     tmp_path / "study" / stage / f"{method}-s{seed}"
                 )
+    MadeUpRun(method="kd", losses=[5.0], finished=False).write(tmp_path / "study" / "main" / "kd-s0")
     quality = {"loss": 4.0, "marginal_loss": 5.5, "recall": 0.5, "marginal_recall": 0.2, "labels": 100}
     plan = {"vocabulary": 300, "teacher": 8e6, "latents": 64, "k": 8, "window": 64, "step_tokens": 512}
     plan |= {"matched_width": 132, "tokens": 1e6, "short": 1e6, "search": 1e5, "seeds": [0, 1, 2]}
@@ -108,7 +109,8 @@ def test_the_page_tells_numbers_intervals_and_verdicts(folder, tmp_path):
     remarks.write_text("## Remarks\n\nRead with care.\n")
     assert main([str(folder), "--out", str(tmp_path / "docs/results.md"), "--remarks", str(remarks)]) == 0
     page = (tmp_path / "docs/results.md").read_text()
-    assert "| cocomix_add |" in page
+    assert "| cocomix_add | 3 |" in page
+    assert "kd" not in page.replace("NTP and KD are", "")
     assert "-0.200 [-0.201, -0.199]" in page
     assert "| `add` beats next-token prediction | yes (-0.200) |" in page
     assert "At 1M tokens (first seed): `cocomix-0.004` 4.750." in page
