@@ -82,7 +82,7 @@ def folder(tmp_path) -> Path:
                 MadeUpRun(method=method, seed=seed, losses=losses, **more).write(
                     tmp_path / "study" / stage / f"{method}-s{seed}"
                 )
-    MadeUpRun(method="kd", losses=[5.0], finished=False).write(tmp_path / "study" / "main" / "kd-s0")
+    MadeUpRun(method="kd", finished=False).write(tmp_path / "study" / "main" / "kd-s0")
     quality = {"loss": 4.0, "marginal_loss": 5.5, "recall": 0.5, "marginal_recall": 0.2, "labels": 100}
     plan = {"vocabulary": 300, "teacher": 8e6, "latents": 64, "k": 8, "window": 64, "step_tokens": 512}
     plan |= {"matched_width": 132, "tokens": 1e6, "short": 1e6, "search": 1e5, "seeds": [0, 1, 2]}
