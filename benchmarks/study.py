@@ -265,7 +265,7 @@ def short_rows(plan: Plan, rate: dict[str, float]) -> dict[str, dict[str, Any]]:
         "kd_pause": {**of("pause"), "recipe": ["tiny/kd_pause"], "probabilities": "teacher"},
         "pause_position": of("pause", "ablations/slot_position"),
         "cocomix_copy": of("cocomix_copy"),
-        "cocomix_concept_alone": of("cocomix", "ablations/concept_alone"),
+        "cocomix_add_concept_alone": of("cocomix_add", "ablations/concept_alone"),  # no slots: at add's rate
     }
     for method in ("cocomix", "cocomix_add", "cocomix_memory"):
         rows[f"{method}_mixing_alone"] = of(method, **alone)
