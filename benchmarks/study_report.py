@@ -1,6 +1,6 @@
 """A study's folder (see ``study.py``) as a page: every number, curve, interval and verdict of ``docs/results.md``.
 
-    python benchmarks/study_report.py runs/study [--out docs/results.md] [--remarks docs/results_remarks.md]
+    python benchmarks/study_report.py runs/study [--out docs/results.md] [--remarks benchmarks/study_remarks.md]
 
 Verdicts follow one rule. With seeds: *better* or *worse* where Student's 95 % interval of the paired difference leaves
 out zero, else *undecided*. With one seed: a difference counts where it is more than twice the standard deviation that a
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 from cocomix.compare.comparison import Comparison, Entry, compare
 from cocomix.compare.runs import load_run
 from cocomix.compare.summary import summary
-from cocomix.files import read_json, write_text
+from cocomix.files import read_json, write_json, write_text
 from cocomix.report.plots import loss_plot
 from cocomix.report.steering import METHODS
 from cocomix.report.steering_plot import steering_plot
@@ -41,7 +40,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
-    parser.add_argument("--remarks", type=Path, default=Path("docs/results_remarks.md"))
+    parser.add_argument("--remarks", type=Path, default=Path("benchmarks/study_remarks.md"))
     given = parser.parse_args(words)
     study = read_json(given.folder / "study.json", "a study")
     main_stage, short = (comparison_of(given.folder, name, study) for name in ("main", "short"))
@@ -62,7 +61,9 @@ def main(words: Sequence[str] | None = None) -> int:
         *steering(study.get("steering", {}), images),
     ]
     write_text(given.out, "\n".join(parts))
-    shutil.copyfile(given.folder / "study.json", given.out.parent / "results.json")
+    stages = {"main": main_stage, "short": short}
+    found = {"stages": {name: numbers(stage) for name, stage in stages.items()}}
+    write_json(given.out.parent / "results.json", {**study, **found})
     print(f"{given.out}, {given.out.parent / 'results.json'}")
     return 0
 
@@ -71,6 +72,15 @@ def comparison_of(folder: Path, stage: str, study: Mapping[str, Any]) -> Compari
     """The runs of a stage, their seconds put in terms of the stage ``times``."""
     runs = [timed(load_run(run), study["times"]) for run in finished_runs(folder / stage)]
     return compare(runs, baseline="ntp")
+
+
+def numbers(comparison: Comparison) -> dict[str, Any]:
+    """Of a stage the losses of every evaluation, by run, and all that the comparison says of them."""
+    curves = {
+        entry.run.folder.name: [[point.tokens, point.loss] for point in entry.run.evaluations]
+        for entry in comparison.entries
+    }
+    return {"curves": curves, "comparison": summary(comparison)}
 
 
 def noise(comparison: Comparison) -> float:
@@ -87,7 +97,7 @@ def opening(folder: Path, study: Mapping[str, Any]) -> list[str]:
     rates = [[name, f"{rate:g}", tried(search["losses"][name])] for name, rate in search["chosen"].items()]
     return [
         "## What was run\n",
-        f"Made by one resumable command, `python benchmarks/study.py TEXT --folder {folder.name}`, and this page from its "
+        f"Made by one resumable command, `python benchmarks/study.py TEXT --folder {folder}`, and this page from its "
         f"folder by `python benchmarks/study_report.py`. All numbers are in `docs/results.json`.\n",
         f"Text: {study['data']['train_tokens'] / 1e6:.1f}M training tokens of a {plan['vocabulary']:,}-token vocabulary. "
         f"Teacher: width 192, 6 blocks, {plan['teacher'] / 1e6:g}M tokens, held-out loss {study['teacher_loss']:.3f}; TopK SAE of "

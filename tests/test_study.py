@@ -116,7 +116,10 @@ def test_the_page_tells_numbers_intervals_and_verdicts(folder, tmp_path):
     assert "At 1M tokens (first seed): `cocomix-0.004` 4.750." in page
     assert "not reached (0 of 3 seeds)" in page
     assert page.startswith("# Results: a study at a small scale\n\n## Remarks\n\nRead with care.")
-    assert json.loads((tmp_path / "docs/results.json").read_text())["teacher_loss"] == 3.5
+    numbers = json.loads((tmp_path / "docs/results.json").read_text())
+    assert numbers["teacher_loss"] == 3.5
+    assert numbers["stages"]["main"]["curves"]["cocomix_add-s0"][-1][1] == pytest.approx(4.1)
+    assert {pair["candidate"] for pair in numbers["stages"]["short"]["comparison"]["pairs"]} == {"cocomix_add", "pause"}
     assert "| cocomix_add-s0 | +0.50 [+0.50, +0.50] at 1 |" in page
     for picture in ("tokens", "flops", "steering-cocomix_add"):
         assert (tmp_path / f"docs/images/results-{picture}.png").read_bytes().startswith(b"\x89PNG")
