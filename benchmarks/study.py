@@ -11,7 +11,7 @@ A tokenizer, a teacher and its sparse autoencoder are trained on the text; then,
   search at a shorter one may mislead a method that begins slowly;
 - ``short``: the ablations, one seed each, at the shorter one, beside the same methods at that budget;
 - ``shift``: a teacher that has not seen some sources (``--without``), labels by it, and students on all sources;
-- ``steering``: steering scores of the paper's mixing and of the two cheap ones, first seed of the main stage;
+- ``steering``: steering scores of the main stage's methods with concepts, first seed;
 - ``times``: seconds of a step of each row and of the teacher's parts, measured in turn in one process, since runs of a
   study share the machine with each other;
 - ``report``: comparisons, and ``study.json`` with all that was found.
@@ -43,14 +43,15 @@ from study_measure import STEERING, kept_steering, measure_concepts, measure_sou
 from study_times import finished_runs, measure_times, timed
 
 METHODS: dict[str, dict[str, Any]] = {
-    "ntp": {"recipe": "tiny/ntp"},
-    "kd": {"recipe": "tiny/kd", "probabilities": "teacher"},
-    "pause": {"recipe": "tiny/pause"},
-    "cocomix": {"recipe": "tiny/cocomix", "labels": "largest"},
-    "cocomix_add": {"recipe": "tiny/cocomix_add", "labels": "largest"},
-    "cocomix_memory": {"recipe": "tiny/cocomix_memory", "labels": "largest"},
+    "ntp": {"recipe": ["tiny/ntp"]},
+    "kd": {"recipe": ["tiny/kd"], "probabilities": "teacher"},
+    "pause": {"recipe": ["tiny/pause"]},
+    "cocomix": {"recipe": ["tiny/cocomix", "ablations/slot_bare"], "labels": "largest"},
+    "cocomix_add": {"recipe": ["tiny/cocomix_add"], "labels": "largest"},
+    "cocomix_memory": {"recipe": ["tiny/cocomix_memory"], "labels": "largest"},
 }
-SEARCHED = {**METHODS, "cocomix_copy": METHODS["cocomix"]}
+"""Row → where it comes from; ``cocomix`` is the paper's, whose slots start from the concepts alone."""
+SEARCHED = {**METHODS, "cocomix_copy": {"recipe": ["tiny/cocomix"], "labels": "largest"}}
 """What gets a learning rate of its own."""
 SLOW = frozenset({"cocomix"})
 """Methods that are searched at the shorter budget."""
@@ -180,15 +181,15 @@ def sweep(
 
 
 def row(
-    plan: Plan, method: str, rate: float | None, recipes: tuple[str, ...] = (), /, **changes: Any
+    plan: Plan, method: str, rate: float, recipes: tuple[str, ...] = (), /, **changes: Any
 ) -> dict[str, Any]:
     """A row of a sweep: a method at its learning rate, with further recipes laid over it and settings changed."""
-    settings: dict[str, Any] = {} if rate is None else {"optimizer.lr": rate}
+    settings: dict[str, Any] = {"method": method, "optimizer.lr": rate}
     if method in ("ntp", "kd"):
         settings["model.backbone.n_embd"] = plan.matched_width
     labels = changes.pop("labels", SEARCHED[method].get("labels"))
-    own = [SEARCHED[method]["recipe"], *(["ablations/slot_copy"] if method == "cocomix_copy" else [])]
-    found = {**SEARCHED[method], "recipe": [*own, *recipes], "set": {**settings, **changes}}
+    own = SEARCHED[method]
+    found = {**own, "recipe": [*own["recipe"], *recipes], "set": {**settings, **changes}}
     return found | {"labels": labels}
 
 
@@ -336,7 +337,7 @@ def write_without(source: Path, target: Path, without: list[str]) -> None:
 
 def steer(plan: Plan) -> None:
     """Steering scores of the methods with labels, first seed each."""
-    for method, made in METHODS.items():
+    for method, made in SEARCHED.items():
         if "labels" in made:
             score_steering(plan.folder / "main" / f"{method}-s{plan.seeds[0]}", plan.concepts)
 

@@ -104,7 +104,9 @@ def opening(folder: Path, study: Mapping[str, Any]) -> list[str]:
         f"{plan['latents']:,} latents, k {plan['k']}, behind block 2 (FVU {check['fvu']:.3f}, cross-entropy recovered "
         f"{check['cross_entropy']['recovered']:.1%}). Students: GPT-2-like, width 128, 6 blocks, insertion at 2, windows of "
         f"{plan['window']} tokens, {plan['step_tokens']:,} tokens a step; NTP and KD are {plan['matched_width']} wide, so that active "
-        f"parameters match. Main stage {plan['tokens'] / 1e6:g}M tokens, {len(plan['seeds'])} seeds; ablations "
+        f"parameters match. `cocomix` is the paper's, whose slots start from the concepts alone (recipes `tiny/cocomix` and "
+        f"`ablations/slot_bare`), `cocomix_copy` the one whose slots start from a copy of their token's state (`tiny/cocomix`), "
+        f"as those of `pause` do. Main stage {plan['tokens'] / 1e6:g}M tokens, {len(plan['seeds'])} seeds; ablations "
         f"{plan['short'] / 1e6:g}M tokens, one seed. float32 on CPU.\n",
         f"Learning rate of each method by the same search ({plan['search'] / 1e6:g}M tokens each, for `cocomix` "
         f"{plan['short'] / 1e6:g}M; of three, then on while the best lies at an edge):\n",
@@ -196,8 +198,11 @@ def verdicts(comparison: Comparison) -> list[str]:
         ("`add` beats distillation", "cocomix_add", "kd"),
         ("`memory` beats next-token prediction", "cocomix_memory", "ntp"),
         ("`memory` beats `add`", "cocomix_memory", "cocomix_add"),
-        ("inserted slots that start from their token's state beat those that do not", "cocomix_copy", "cocomix"),
-        ("inserted slots that start from their token's state beat next-token prediction", "cocomix_copy", "ntp"),
+        ("insert with slots from a copy beats next-token prediction", "cocomix_copy", "ntp"),
+        ("insert with slots from a copy beats the paper's slots", "cocomix_copy", "cocomix"),
+        ("insert with slots from a copy beats distillation", "cocomix_copy", "kd"),
+        ("insert with slots from a copy beats pause tokens, which start so too", "cocomix_copy", "pause"),
+        ("insert with slots from a copy beats `add`", "cocomix_copy", "cocomix_add"),
     ]
     rows = []
     for claim, ours, theirs in claims:
@@ -286,11 +291,15 @@ def shift(sources: Mapping[str, Mapping[str, float]]) -> list[str]:
     if not sources:
         return []
     names = list(next(iter(sources.values())))
-    rows = [[run, *(f"{losses[name]:.3f}" for name in names)] for run, losses in sorted(sources.items())]
+    base = sources.get("ntp-s0", {})
+    rows = [
+        [run, *(f"{losses[name]:.3f}" + (f" ({losses[name] - base[name]:+.3f})" if base else "") for name in names)]
+        for run, losses in sorted(sources.items())
+    ]
     return [
         "## A teacher that has not seen a part\n",
         "Students of all sources; the labels of `_shifted` ones are a teacher's that was trained without the first group's "
-        "sources. Nats a token on held-out documents of each group (one seed).\n",
+        "sources. Nats a token on held-out documents of each group, and less `ntp`'s (one seed).\n",
         table(["run", *names], rows),
     ]
 

@@ -49,6 +49,8 @@ def test_every_row_is_a_training_with_settings_that_exist(tmp_path):
         words += [f"data.{cache}={row[cache]}" for cache in ("labels", "probabilities") if row.get(cache)]
         settings = load_settings(TrainSettings, [*row["recipe"], *words, "data.path=data", f"run={tmp_path / name}"])
         assert settings.method == name
+        slot = "copy" if name in ("cocomix_copy", "pause", "kd_pause") else "position" if "position" in name else "none"
+        assert settings.model.slot_base == slot, "cocomix is the paper's, with bare slots"
         assert settings.optimizer.lr == (float(name.partition("-")[2]) if "-" in name else 2e-3)
 
 

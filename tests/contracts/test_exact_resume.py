@@ -22,9 +22,9 @@ class Killed(Exception):
     pass
 
 
-def settings(run: str, mixing: str, batch: int) -> TrainSettings:
+def settings(run: str, recipe: str, batch: int) -> TrainSettings:
     backbone = "model.backbone={model_type: gpt2, n_embd: 32, n_layer: 4, n_head: 4, resid_pdrop: 0.1}"
-    words = ["tiny/cocomix", backbone, f"model.mixing={mixing}", "model.concept_k=8", "data.path=data"]
+    words = [recipe, backbone, "model.concept_k=8", "data.path=data"]
     words += ["data.labels=concepts", f"batch_windows={batch}", "steps=8", "checkpoint.number=8", "evaluations=2"]
     return load_settings(TrainSettings, [*words, "eval_documents=2", f"run={run}"])
 
@@ -34,11 +34,11 @@ def without_clock(run: str, file: str) -> list[dict]:
 
 
 @pytest.mark.parametrize("batch", [4, 128], ids=["within-an-epoch", "behind-its-end"])
-@pytest.mark.parametrize("mixing", ["insert", "memory", "add"])
-def test_stopped_and_resumed_equals_straight(place: Path, monkeypatch: pytest.MonkeyPatch, mixing: str, batch: int):
+@pytest.mark.parametrize("recipe", ["tiny/cocomix", "tiny/cocomix_memory", "tiny/cocomix_add"])
+def test_stopped_and_resumed_equals_straight(place: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, batch: int):
     data = Dataset.open("data")
     assert (5 * batch > data.split("train").count(data.window)) == (batch == 128)
-    train(settings("straight", mixing, batch))
+    train(settings("straight", recipe, batch))
     real = Checkpoints.finish
 
     def finish_and_die(self):
@@ -50,8 +50,8 @@ def test_stopped_and_resumed_equals_straight(place: Path, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "finish", finish_and_die)
         with pytest.raises(Killed):
-            train(settings("broken", mixing, batch))
-    train(settings("broken", mixing, batch))
+            train(settings("broken", recipe, batch))
+    train(settings("broken", recipe, batch))
     for file in ("metrics.jsonl", "evals.jsonl"):
         assert without_clock("broken", file) == without_clock("straight", file)
     assert [line["step"] for line in without_clock("straight", "metrics.jsonl")] == list(range(1, 9))

@@ -26,9 +26,9 @@ SAE_MFLOP, LABEL_MFLOP = 6.0, 9.0
 UTILISATION = 0.5
 INTRODUCTION = (
     "One command pretrained a teacher, trained a sparse autoencoder on its activations, extracted concept labels, and "
-    "pretrained three models on the same text, tokens and data order: next-token prediction (ntp), CoCoMix as the "
-    "paper has it (cocomix), and the same concepts added to the stream (cocomix_add). These models are tiny and their "
-    "budgets are short: look at how the parts work together, not for the paper's result."
+    "pretrained three models on the same text, tokens and data order: next-token prediction (ntp), CoCoMix with "
+    "concepts in a slot behind each token (cocomix), and the same concepts added to the stream (cocomix_add). These "
+    "models are tiny and their budgets are short: look at how the parts work together, not for the paper's result."
 )
 
 
