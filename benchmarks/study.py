@@ -180,9 +180,7 @@ def sweep(
     return result
 
 
-def row(
-    plan: Plan, method: str, rate: float, recipes: tuple[str, ...] = (), /, **changes: Any
-) -> dict[str, Any]:
+def row(plan: Plan, method: str, rate: float, recipes: tuple[str, ...] = (), /, **changes: Any) -> dict[str, Any]:
     """A row of a sweep: a method at its learning rate, with further recipes laid over it and settings changed."""
     settings: dict[str, Any] = {"method": method, "optimizer.lr": rate}
     if method in ("ntp", "kd"):
