@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
 from cocomix.files import atomic_path, write_json, write_text
 from cocomix.report.figure import FONT, GRID, INK, MUTED, PAPER, Plot, finish
@@ -35,7 +35,8 @@ def steering_plot(summary: dict[str, Any]) -> Plot:
         if measure == "perplexity":
             axes.axhline(summary["fluency"], color=INK, lw=1, ls=(0, (3, 2)))
             axes.set_yscale("log")
-            axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         else:
             axes.yaxis.set_major_formatter(
