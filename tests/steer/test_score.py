@@ -139,7 +139,7 @@ def test_decoder_row_is_added_in_the_units_that_the_autoencoder_decodes(bench: B
 
 def test_a_student_that_obeys_is_seen_to_obey(run: Path, tmp_path: Path) -> None:
     """The concept's row of the compression points at the unembedding of the tokens that it promotes."""
-    bench = Bench.open(ScoreSettings(model=str(run), concepts=4, out=str(tmp_path), **{**SMALL, "prompts": 8}))
+    bench = Bench.open(ScoreSettings(model=str(run), concepts=4, out=str(tmp_path), **{**SMALL, "prompts": 24}))
     at = len(bench.entries) - 1
     entry, match = bench.entries[at], bench.matches[at]
     promoted = [token["id"] for token in entry["promoted"]]
@@ -150,8 +150,8 @@ def test_a_student_that_obeys_is_seen_to_obey(run: Path, tmp_path: Path) -> None
         mixer.compress.weight[entry["id"]] = 4 * towards / towards.norm()
     record = bench.measure(entry, match)
     shares = {method: [cell["promoted"] for cell in cells] for method, cells in record["methods"].items()}
-    assert shares["concept"][-1] > shares["concept"][0] + 0.15
-    assert shares["concept"][-1] > shares["random"][-1] + 0.15
+    assert shares["concept"][-1] > shares["concept"][0] + 0.1
+    assert shares["concept"][-1] > shares["random"][-1] + 0.1
 
 
 def test_a_judge_hears_the_concept_in_the_text_that_holds_it(bench: Bench) -> None:
@@ -326,7 +326,7 @@ def test_command_line_writes_result_table_and_picture(
 def test_a_model_that_mixes_nothing_in_is_read_and_not_steered(run: Path, tmp_path: Path, cli: Any) -> None:
     other = Path(shutil.copytree(run, tmp_path / "run"))
     config = json.loads((other / "export" / "config.json").read_text())
-    (other / "export" / "config.json").write_text(json.dumps({**config, "mixing": "none"}))
+    (other / "export" / "config.json").write_text(json.dumps({**config, "mixing": "none", "slot_base": "none"}))
     model = f"model={other}"
     assert cli("inspect", "The", model)[0] == 0
     for words in (

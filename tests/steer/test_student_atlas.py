@@ -161,7 +161,7 @@ def test_a_run_that_mixes_nothing_in_has_no_effects_to_measure(
 ) -> None:
     other = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("atlas.sqlite")))
     config = json.loads((other / "export" / "config.json").read_text())
-    (other / "export" / "config.json").write_text(json.dumps({**config, "mixing": "none"}))
+    (other / "export" / "config.json").write_text(json.dumps({**config, "mixing": "none", "slot_base": "none"}))
     made = build_student_atlas(settings.model_copy(update={"student_tokens": 99}), str(other))
     assert made.measured() == []
     assert "mixes no concepts into its stream" in capsys.readouterr().err
